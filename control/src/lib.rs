@@ -1,0 +1,1 @@
+//! The program around the data plane: command line, UAPI, daemon.

@@ -1,0 +1,2 @@
+//! The `ipop-fast` program.
+fn main() {}

@@ -1,0 +1,155 @@
+//! What the engine is told, and what it tells.
+
+use crate::crypto::Backend;
+use crate::table::Prefix;
+use crate::tunnel::{PresharedKey, PrivateKey, PublicKey};
+use crate::{Path, WallTime};
+use std::str::FromStr;
+
+/// Which I/O back end the shards use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoChoice {
+    /// io_uring where it works, else `Mmsg`.
+    #[default]
+    Auto,
+    /// io_uring, or fail.
+    Uring,
+    /// epoll with `recvmmsg` and `sendmmsg`.
+    Mmsg,
+}
+
+impl FromStr for IoChoice {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "uring" => Ok(Self::Uring),
+            "mmsg" => Ok(Self::Mmsg),
+            _ => Err(format!("no I/O back end is called \"{s}\": use one of auto, uring, mmsg")),
+        }
+    }
+}
+
+/// Settings that hold for the life of an engine.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Number of shards; `None`: one a core.
+    pub shards: Option<usize>,
+    /// I/O back end.
+    pub io: IoChoice,
+    /// Cipher back end; `None`: [`Backend::detect`].
+    pub aead: Option<Backend>,
+    /// Pin each shard to a core; `None`: decided by the engine.
+    pub pin: Option<bool>,
+    /// Send runs of datagrams by `UDP_SEGMENT`.
+    pub udp_gso: bool,
+    /// Receive runs of datagrams by `UDP_GRO`.
+    pub udp_gro: bool,
+    /// Coalesce received packets into super-packets for TUN. Whether TUN hands out super-packets is settled
+    /// when the device is made.
+    pub tun_gso: bool,
+    /// Receive buffer of each UDP socket in bytes; `None`: bounded by queue delay.
+    pub receive_buffer: Option<usize>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            shards: None,
+            io: IoChoice::Auto,
+            aead: None,
+            pin: None,
+            udp_gso: true,
+            udp_gro: true,
+            tun_gso: true,
+            receive_buffer: None,
+        }
+    }
+}
+
+/// One change to the interface, applied as a whole. `None` leaves a setting as it is.
+#[derive(Clone, Debug, Default)]
+pub struct Update {
+    /// `Some(None)` removes the private key.
+    pub private_key: Option<Option<PrivateKey>>,
+    /// UDP port; 0: the kernel chooses.
+    pub listen_port: Option<u16>,
+    /// `SO_MARK` of outgoing datagrams; 0: none.
+    pub fwmark: Option<u32>,
+    /// Remove all peers first.
+    pub replace_peers: bool,
+    /// Changes to peers, in order.
+    pub peers: Vec<PeerUpdate>,
+}
+
+/// One change to one peer.
+#[derive(Clone, Debug)]
+pub struct PeerUpdate {
+    /// Which peer.
+    pub public_key: PublicKey,
+    /// Remove it; nothing else counts then.
+    pub remove: bool,
+    /// Do nothing unless the peer exists.
+    pub update_only: bool,
+    /// All zeros: none.
+    pub preshared_key: Option<PresharedKey>,
+    /// Where its datagrams go until it is heard from elsewhere.
+    pub path: Option<Path>,
+    /// Seconds between persistent keepalives; 0: off.
+    pub persistent_keepalive: Option<u16>,
+    /// Remove all its allowed IPs first.
+    pub replace_allowed_ips: bool,
+    /// Allowed IPs to add (true) or remove (false), in order. Adding takes a prefix from any other peer.
+    pub allowed_ips: Vec<(Prefix, bool)>,
+}
+
+impl PeerUpdate {
+    /// A change to `public_key` that only makes sure that the peer exists.
+    #[must_use]
+    pub const fn new(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            remove: false,
+            update_only: false,
+            preshared_key: None,
+            path: None,
+            persistent_keepalive: None,
+            replace_allowed_ips: false,
+            allowed_ips: Vec::new(),
+        }
+    }
+}
+
+/// The interface as it is.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// The private key, if set.
+    pub private_key: Option<PrivateKey>,
+    /// The bound UDP port.
+    pub listen_port: u16,
+    /// `SO_MARK`, 0: none.
+    pub fwmark: u32,
+    /// Every peer, in the order in which they were added.
+    pub peers: Vec<PeerState>,
+}
+
+/// A peer as it is.
+#[derive(Clone, Debug)]
+pub struct PeerState {
+    /// Its identity.
+    pub public_key: PublicKey,
+    /// All zeros: none.
+    pub preshared_key: PresharedKey,
+    /// Where its datagrams go.
+    pub path: Option<Path>,
+    /// When the last handshake was completed.
+    pub last_handshake: Option<WallTime>,
+    /// UDP payload bytes sent to it.
+    pub tx_bytes: u64,
+    /// Authentic UDP payload bytes received from it.
+    pub rx_bytes: u64,
+    /// Seconds; 0: off.
+    pub persistent_keepalive: u16,
+    /// In ascending order.
+    pub allowed_ips: Vec<Prefix>,
+}

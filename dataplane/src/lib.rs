@@ -1,0 +1,17 @@
+//! The packet pipeline of ipop-fast: a WireGuard tunnel between multi-queue TUN devices and UDP sockets.
+//!
+//! This crate knows packets only: no async runtime, no XMPP, no names. `packet/`, `tunnel/`, `crypto/` and
+//! `table/` are pure (bytes and time are arguments); file descriptors, clocks and `unsafe` live in `io/`.
+
+pub mod config;
+pub mod crypto;
+pub mod packet;
+pub mod path;
+pub mod stats;
+pub mod table;
+pub mod time;
+pub mod tunnel;
+
+pub use config::{Config, IoChoice, PeerState, PeerUpdate, State, Update};
+pub use path::Path;
+pub use time::{Time, WallTime};
