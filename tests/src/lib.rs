@@ -1,1 +1,3 @@
 //! Network-namespace harness.
+
+pub mod fuzz;
