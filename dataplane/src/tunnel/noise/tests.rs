@@ -113,7 +113,7 @@ fn a_forged_response_leaves_the_handshake_waiting_for_the_real_one() {
     assert!(initiator.finish(&psk, &degenerate).is_none());
     assert!(initiator.finish(&psk, &other_psk).is_none());
     assert!(initiator.finish(&PresharedKey::default(), &real).is_none());
-    assert!(initiator.finish(&psk, &real[..60]).is_none() || real.len() == 60);
+    assert!(initiator.finish(&psk, &real[..59]).is_none());
     assert!(initiator.finish(&psk, &real).is_some());
 }
 
