@@ -5,13 +5,22 @@
 
 pub mod config;
 pub mod crypto;
+pub mod engine;
+pub mod io;
+pub mod keeper;
 pub mod packet;
 pub mod path;
+pub mod shard;
+pub mod shared;
 pub mod stats;
 pub mod table;
 pub mod time;
 pub mod tunnel;
 
 pub use config::{Config, IoChoice, PeerState, PeerUpdate, State, Update};
+pub use engine::{Capabilities, Closed, Engine, EngineError, Tun};
+pub use io::probe;
 pub use path::Path;
+pub use shared::SideDatagram;
+pub use stats::Stats;
 pub use time::{Time, WallTime};

@@ -138,7 +138,7 @@ pub fn add(counter: &AtomicU64, n: u64) {
 
 impl Counters {
     /// Counts `n` drops for `reason`.
-    pub fn drop(&self, reason: Drop, n: u64) {
+    pub fn count_drop(&self, reason: Drop, n: u64) {
         add(&self.drops[reason as usize], n);
     }
 
@@ -205,8 +205,8 @@ mod tests {
     #[test]
     fn drops_are_summed_over_writers_by_reason() {
         let (a, b) = (Counters::default(), Counters::default());
-        a.drop(Drop::Forged, 2);
-        b.drop(Drop::Forged, 3);
+        a.count_drop(Drop::Forged, 2);
+        b.count_drop(Drop::Forged, 3);
         add(&b.udp_in, 7);
         let s = Stats::sum([&a, &b]);
         assert_eq!((s.get("forged"), s.get("udp_datagrams_in"), s.get("replayed")), (5, 7, 0));

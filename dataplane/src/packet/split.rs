@@ -46,18 +46,20 @@ struct Tcp {
 
 impl<'a> Split<'a> {
     /// `buf` is one read from TUN: the virtio header ([`VNET_LEN`] bytes) and a packet. A single packet that
-    /// lacks its checksum gets it, in place.
+    /// lacks its checksum gets it, in place, and its header says so.
     ///
     /// # Errors
     /// [`Malformed`] if it is no IP packet or the virtio header does not fit it. The buffer is unchanged then.
     pub fn new(buf: &'a mut [u8]) -> Result<Self, Malformed> {
-        let (vnet, packet) = buf.split_first_chunk_mut::<VNET_LEN>().ok_or(Malformed::Short)?;
-        let vnet = virtio::Header::read(vnet);
+        let (header, packet) = buf.split_first_chunk_mut::<VNET_LEN>().ok_or(Malformed::Short)?;
+        let vnet = virtio::Header::read(header);
         let inner = Inner::parse(packet)?;
         let packet = &mut packet[..inner.total_len()];
         if vnet.gso() == virtio::GSO_NONE {
             if vnet.needs_checksum() {
                 complete(packet, &inner, &vnet)?;
+                // A packet that waits for a session is split again: its checksum is done.
+                header[0] &= !virtio::F_NEEDS_CSUM;
             }
             return Ok(Self::whole(packet, inner));
         }

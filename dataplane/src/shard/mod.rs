@@ -1,0 +1,124 @@
+//! One loop: TUN -> split -> seal -> UDP, and UDP -> open -> coalesce -> TUN.
+//!
+//! Everything that a packet needs is here or read once a batch; in the steady state nothing is allocated.
+
+mod inbound;
+mod outbound;
+mod routing;
+mod staging;
+
+use crate::Time;
+use crate::io::{Driver, Turn, Want};
+use crate::packet::Coalescer;
+use crate::shared::{Shared, ToShard};
+use crate::stats::Counters;
+use crossbeam::channel::Receiver;
+use inbound::Inbox;
+use outbound::Outbox;
+use staging::Staging;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// What a TUN queue of this shard takes and gives.
+#[derive(Clone, Copy, Debug)]
+pub struct TunFormat {
+    /// Reads and writes carry a virtio header.
+    pub vnet: bool,
+    /// Takes TCP super-packets.
+    pub tso: bool,
+    /// Takes UDP super-packets.
+    pub uso: bool,
+}
+
+/// A shard without its thread.
+pub struct Shard<D> {
+    driver: D,
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    commands: Receiver<ToShard>,
+    tun: TunFormat,
+    turn: Turn,
+    outbox: Outbox,
+    inbox: Inbox,
+    staging: Staging,
+}
+
+/// Whether the loop goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Call [`Shard::turn`] again.
+    Go,
+    /// Told to stop.
+    Stop,
+}
+
+impl<D: Driver> Shard<D> {
+    /// A shard that counts into `shared.counters[number]`.
+    #[must_use]
+    pub fn new(number: usize, driver: D, shared: Arc<Shared>, commands: Receiver<ToShard>, tun: TunFormat) -> Self {
+        let counters = shared.counters[number].clone();
+        let mut coalescer = Coalescer::new(inbound::BATCH, tun.uso);
+        coalescer.set_enabled(tun.vnet && tun.tso && shared.tun_gso.load(Relaxed));
+        Self {
+            driver,
+            counters,
+            commands,
+            tun,
+            turn: Turn::new(),
+            outbox: Outbox::new(&shared),
+            inbox: Inbox::new(coalescer, &shared),
+            staging: Staging::default(),
+            shared,
+        }
+    }
+
+    /// Waits for input (at most `timeout`) and deals with all of it. `clock` is read once, after the wait.
+    ///
+    /// # Errors
+    /// What ends the shard: the device is gone, or the driver broke.
+    pub fn turn(&mut self, timeout: Option<Duration>, clock: impl FnOnce() -> Time) -> io::Result<Next> {
+        let blocked = self.outbox.is_blocked();
+        let timeout = if blocked { Some(outbound::BLOCKED_LIMIT) } else { timeout };
+        self.driver.receive(&mut self.turn, Want { packets: !blocked, writable: blocked, timeout })?;
+        let now = clock();
+        if blocked {
+            self.retry(now)?;
+        }
+        if !self.turn.datagrams.is_empty() {
+            self.inbound(now)?;
+        }
+        if !self.turn.packets.is_empty() || self.outbox.has_deferred() {
+            self.outbound(now)?;
+        }
+        self.turn.woken = false;
+        self.turn.writable = false;
+        self.driver.recycle(&mut self.turn);
+        self.commands(now)
+    }
+
+    fn commands(&mut self, now: Time) -> io::Result<Next> {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                ToShard::Flush(peer) => self.flush_staged(&peer, now)?,
+                ToShard::Discard(peer) => self.discard_staged(&peer),
+                ToShard::Socket(socket) => {
+                    self.drop_blocked();
+                    self.driver.replace_udp(socket)?;
+                }
+                ToShard::Stop => {
+                    self.staging.discard_all(&self.counters);
+                    self.drop_blocked();
+                    return Ok(Next::Stop);
+                }
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    /// The driver, for tests and benches.
+    pub fn driver(&mut self) -> &mut D {
+        &mut self.driver
+    }
+}

@@ -1,0 +1,413 @@
+//! TUN -> split -> seal -> UDP.
+
+use super::Shard;
+use super::routing::Router;
+use crate::Time;
+use crate::crypto::{self, Job, TAG_LEN};
+use crate::io::{CALL_BATCH, Driver, Outcomes, Packet, RUN_BYTES, RUN_DATAGRAMS, Run};
+use crate::packet::Split;
+use crate::path::Path;
+use crate::shared::Shared;
+use crate::stats::{Drop, add};
+use crate::tunnel::{Peer, Session};
+use arrayvec::ArrayVec;
+use ipop_ebpf::{CHANNEL_HEADER_LEN, DATA_HEADER_LEN};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// Bytes of datagrams that are sealed and sent together. Holds the largest super-packet in the smallest
+/// usual segments, and stays in the second-level cache.
+const ARENA: usize = 192 << 10;
+/// Datagrams that are sealed and sent together.
+const PLACED: usize = 1024;
+/// How long sends may stay blocked by a full socket buffer before what waits is dropped.
+pub(super) const BLOCKED_LIMIT: Duration = Duration::from_millis(100);
+/// Jobs per call of the cipher.
+const JOBS: usize = 64;
+/// Added to every datagram around its packet, at most.
+const OVERHEAD_MAX: usize = CHANNEL_HEADER_LEN + DATA_HEADER_LEN + 15 + TAG_LEN;
+
+/// A datagram in the arena that is not sealed yet.
+#[derive(Clone, Copy)]
+struct Placed {
+    /// Where its text starts.
+    offset: u32,
+    /// Text and tag.
+    len: u32,
+    session: u32,
+    counter: u64,
+}
+
+/// A session used in this batch.
+struct Used {
+    session: Arc<Session>,
+    bytes: u64,
+}
+
+pub(super) struct Outbox {
+    arena: Box<[u8]>,
+    filled: usize,
+    /// The last run takes more datagrams of its size.
+    open: bool,
+    runs: Vec<Run>,
+    placed: Vec<Placed>,
+    used: Vec<Used>,
+    blocked: Vec<Run>,
+    blocked_since: Time,
+    deferred: VecDeque<Packet>,
+    outcomes: Outcomes,
+    router: Router,
+}
+
+impl Outbox {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            arena: vec![0; ARENA].into_boxed_slice(),
+            filled: 0,
+            open: false,
+            runs: Vec::with_capacity(CALL_BATCH),
+            placed: Vec::with_capacity(PLACED),
+            used: Vec::with_capacity(CALL_BATCH),
+            blocked: Vec::with_capacity(PLACED),
+            blocked_since: Time::ZERO,
+            deferred: VecDeque::with_capacity(crate::io::TURN_PACKETS),
+            outcomes: Outcomes::with_capacity(CALL_BATCH),
+            router: Router::new(shared),
+        }
+    }
+
+    pub(super) const fn is_blocked(&self) -> bool {
+        !self.blocked.is_empty()
+    }
+
+    pub(super) fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
+    /// Whether `count` datagrams of packets of `len` bytes fit.
+    fn has_room(&self, count: usize, len: usize) -> bool {
+        self.placed.len() + count <= PLACED
+            && self.filled + count * (len + OVERHEAD_MAX) <= ARENA
+            && self.used.len() < self.used.capacity()
+            // A super-packet makes few runs; the last one may be cut by the run limits.
+            && self.runs.len() + count.div_ceil(RUN_DATAGRAMS.min(RUN_BYTES / (len + OVERHEAD_MAX)).max(1)) < CALL_BATCH
+    }
+
+    fn session_slot(&mut self, session: &Arc<Session>) -> u32 {
+        let slot = match self.used.iter().rposition(|u| Arc::ptr_eq(&u.session, session)) {
+            Some(i) => i,
+            None => {
+                self.used.push(Used { session: session.clone(), bytes: 0 });
+                self.used.len() - 1
+            }
+        };
+        slot as u32
+    }
+
+    /// Starts a datagram of `text` bytes (padded packet): writes what comes before the text and gives the
+    /// text to fill in.
+    fn place(&mut self, to: &Sealing<'_>, counter: u64, text: usize) -> &mut [u8] {
+        let prefix = to.path.prefix_len();
+        let start = self.filled;
+        let total = prefix + DATA_HEADER_LEN + text + TAG_LEN;
+        self.filled += total;
+        self.extend_runs(to, start, total);
+        let out = &mut self.arena[start..start + total];
+        if let Path::Relay { channel, .. } = to.path {
+            out[..2].copy_from_slice(&channel.to_be_bytes());
+            out[2..4].copy_from_slice(&((total - CHANNEL_HEADER_LEN) as u16).to_be_bytes());
+        }
+        let out = &mut out[prefix..];
+        out[..4].copy_from_slice(&4u32.to_le_bytes());
+        out[4..8].copy_from_slice(&to.session.remote_index.to_le_bytes());
+        out[8..16].copy_from_slice(&counter.to_le_bytes());
+        self.placed.push(Placed {
+            offset: (start + prefix + DATA_HEADER_LEN) as u32,
+            len: (text + TAG_LEN) as u32,
+            session: to.slot,
+            counter,
+        });
+        self.used[to.slot as usize].bytes += total as u64;
+        &mut out[DATA_HEADER_LEN..DATA_HEADER_LEN + text]
+    }
+
+    fn extend_runs(&mut self, to: &Sealing<'_>, start: usize, total: usize) {
+        let total = total as u32;
+        if let Some(run) = self.runs.last_mut()
+            && self.open
+            && run.to == to.address
+            && total <= run.segment
+            && run.count() < RUN_DATAGRAMS as u32
+            && (run.len + total) as usize <= RUN_BYTES
+        {
+            run.len += total;
+            self.open = total == run.segment;
+            return;
+        }
+        self.open = to.gso;
+        self.runs.push(Run { to: to.address, offset: start as u32, len: total, segment: total });
+    }
+
+    /// Encrypts what was placed.
+    fn seal(&mut self) {
+        let mut jobs: ArrayVec<Job<'_>, JOBS> = ArrayVec::new();
+        let (mut rest, mut base) = (&mut self.arena[..], 0);
+        for p in &self.placed {
+            let (_, tail) = rest.split_at_mut(p.offset as usize - base);
+            let (buf, tail) = tail.split_at_mut(p.len as usize);
+            (rest, base) = (tail, (p.offset + p.len) as usize);
+            jobs.push(Job::new(self.used[p.session as usize].session.send_key(), p.counter, buf));
+            if jobs.is_full() {
+                crypto::seal(&mut jobs);
+                jobs.clear();
+            }
+        }
+        crypto::seal(&mut jobs);
+    }
+
+    fn reset(&mut self) {
+        self.filled = 0;
+        self.open = false;
+        self.runs.clear();
+        self.placed.clear();
+        self.used.clear();
+    }
+}
+
+/// Length of the text for a packet of `len` bytes: a multiple of 16, but not above the MTU, so that a full
+/// packet makes no datagram that is larger than the path takes (WireGuard paper, section 5.4.6).
+fn padded_len(len: usize, mtu: usize) -> usize {
+    len.next_multiple_of(16).min(mtu.max(len))
+}
+
+/// Where a read comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// From TUN just now.
+    Tun,
+    /// It waited for the session and is counted already.
+    Staged,
+}
+
+/// Whether a read was dealt with (sent, staged or dropped).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    Yes,
+    /// The socket buffer is full: try again later.
+    NotYet,
+}
+
+/// How the datagrams of one super-packet are sealed and where they go.
+struct Sealing<'a> {
+    session: &'a Arc<Session>,
+    slot: u32,
+    path: Path,
+    address: SocketAddr,
+    gso: bool,
+}
+
+impl<D: Driver> Shard<D> {
+    pub(super) fn outbound(&mut self, now: Time) -> io::Result<()> {
+        let mut fresh = std::mem::take(&mut self.turn.packets);
+        add(&self.counters.tun_reads, fresh.len() as u64);
+        let mut deferred = std::mem::take(&mut self.outbox.deferred);
+        while !self.outbox.is_blocked() {
+            let Some(mut p) = deferred.pop_front() else { break };
+            match self.send_read(p.bytes_mut(), now, Origin::Tun)? {
+                Taken::Yes => self.turn.packets.push(p),
+                Taken::NotYet => deferred.push_front(p),
+            }
+        }
+        for mut p in fresh.drain(..) {
+            if self.outbox.is_blocked() {
+                // Keep it, and the sender's queue behind it, until the socket takes datagrams again.
+                deferred.push_back(p);
+                continue;
+            }
+            match self.send_read(p.bytes_mut(), now, Origin::Tun)? {
+                Taken::Yes => self.turn.packets.push(p),
+                Taken::NotYet => deferred.push_back(p),
+            }
+        }
+        // Hands the emptied vector back together with the buffers that are done with.
+        if self.turn.packets.is_empty() {
+            self.turn.packets = fresh;
+        }
+        self.outbox.deferred = deferred;
+        self.flush(now)
+    }
+
+    /// Splits one TUN read and places its packets as datagrams.
+    pub(super) fn send_read(&mut self, read: &mut [u8], now: Time, origin: Origin) -> io::Result<Taken> {
+        let split = if self.tun.vnet { Split::new(read) } else { Split::plain(read) };
+        let Ok(split) = split else {
+            add(&self.counters.tun_in, 1);
+            self.counters.count_drop(Drop::Malformed, 1);
+            return Ok(Taken::Yes);
+        };
+        let count = split.count();
+        if origin == Origin::Tun {
+            add(&self.counters.tun_in, count as u64);
+        }
+        let drop = |s: &Self, reason| s.counters.count_drop(reason, count as u64);
+        let Some(peer) = self.outbox.router.lookup(split.destination()).cloned() else {
+            drop(self, Drop::NoRoute);
+            return Ok(Taken::Yes);
+        };
+        let session = match peer.current() {
+            Some(s) if !s.expired(now) => s,
+            _ => {
+                self.stage(&peer, read, count);
+                return Ok(Taken::Yes);
+            }
+        };
+        let Some(path) = peer.path() else {
+            drop(self, Drop::NoPath);
+            return Ok(Taken::Yes);
+        };
+        let len = split.segment_len().max(split.last_len());
+        if !self.outbox.has_room(count, len) {
+            self.flush(now)?;
+            if self.outbox.is_blocked() && origin == Origin::Tun {
+                self.counters.tun_in.fetch_sub(count as u64, Relaxed);
+                return Ok(Taken::NotYet);
+            }
+            if self.outbox.is_blocked() || !self.outbox.has_room(count, len) {
+                drop(self, if self.outbox.is_blocked() { Drop::SendBufferFull } else { Drop::TooBig });
+                return Ok(Taken::Yes);
+            }
+        }
+        let Some(first) = session.reserve(count as u64) else {
+            drop(self, Drop::CounterExhausted);
+            self.shared.request_handshake(&peer);
+            return Ok(Taken::Yes);
+        };
+        let slot = self.outbox.session_slot(&session);
+        let gso = self.shared.udp_gso.load(Relaxed);
+        let to = Sealing { session: &session, slot, path, address: path.address(), gso };
+        let mtu = self.shared.mtu();
+        for i in 0..count {
+            let len = split.len_of(i);
+            let text = self.outbox.place(&to, first + i as u64, padded_len(len, mtu));
+            let (body, padding) = text.split_at_mut(len);
+            split.write(i, body);
+            padding.fill(0);
+        }
+        Ok(Taken::Yes)
+    }
+
+    fn stage(&mut self, peer: &Arc<Peer>, read: &[u8], count: usize) {
+        if peer.path().is_none() {
+            self.counters.count_drop(Drop::NoPath, count as u64);
+            return;
+        }
+        if !self.staging.push(peer, read, count as u32) {
+            self.counters.count_drop(Drop::StagingFull, count as u64);
+        }
+        self.shared.request_handshake(peer);
+    }
+
+    /// Seals and sends what was placed.
+    pub(super) fn flush(&mut self, now: Time) -> io::Result<()> {
+        if self.outbox.is_blocked() || self.outbox.placed.is_empty() {
+            return Ok(());
+        }
+        self.outbox.seal();
+        for u in &self.outbox.used {
+            let peer = u.session.peer();
+            if peer.note_sent(now, &u.session, u.bytes, true) {
+                self.shared.request_handshake(peer);
+            }
+        }
+        let runs = std::mem::take(&mut self.outbox.runs);
+        let r = self.transmit(&runs, now);
+        self.outbox.runs = runs;
+        r?;
+        if !self.outbox.is_blocked() {
+            self.outbox.reset();
+        }
+        Ok(())
+    }
+
+    /// Sends `runs` and deals with what the socket said of each.
+    fn transmit(&mut self, runs: &[Run], now: Time) -> io::Result<()> {
+        for batch in runs.chunks(CALL_BATCH) {
+            let mut outcomes = std::mem::take(&mut self.outbox.outcomes);
+            self.driver.send(&self.outbox.arena[..self.outbox.filled], batch, &mut outcomes)?;
+            for (run, outcome) in batch.iter().zip(&outcomes) {
+                let n = u64::from(run.count());
+                match *outcome {
+                    Ok(()) => {
+                        add(&self.counters.udp_out, n);
+                        add(&self.counters.udp_writes, 1);
+                    }
+                    Err(libc::EAGAIN) => {
+                        if !self.outbox.is_blocked() {
+                            self.outbox.blocked_since = now;
+                        }
+                        self.outbox.blocked.push(*run);
+                    }
+                    Err(errno @ (libc::EIO | libc::EINVAL)) if n > 1 => self.send_singly(run, errno, now)?,
+                    Err(libc::EMSGSIZE) => self.counters.count_drop(Drop::TooBig, n),
+                    Err(libc::ENOBUFS | libc::ENOMEM) => self.counters.count_drop(Drop::SendBufferFull, n),
+                    Err(_) => self.counters.count_drop(Drop::SendFailed, n),
+                }
+            }
+            self.outbox.outcomes = outcomes;
+        }
+        Ok(())
+    }
+
+    /// Sends a run that the kernel would not segment, one datagram a time. `EIO` means that the device has
+    /// no checksum offload and never will (udp(7)): segmentation stays off from here on. `EINVAL` means that
+    /// this path's MTU is below the segment size: only this run is affected.
+    fn send_singly(&mut self, run: &Run, errno: i32, now: Time) -> io::Result<()> {
+        if errno == libc::EIO && self.shared.udp_gso.swap(false, Relaxed) {
+            tracing::info!("the network device refuses UDP segmentation offload (EIO): switched off");
+        }
+        let single = |i: u32| {
+            let offset = run.offset + i * run.segment;
+            let len = run.segment.min(run.offset + run.len - offset);
+            Run { to: run.to, offset, len, segment: len }
+        };
+        let singles: ArrayVec<Run, RUN_DATAGRAMS> = (0..run.count()).map(single).collect();
+        self.transmit(&singles, now)
+    }
+
+    /// Tries again what a full socket buffer held back.
+    pub(super) fn retry(&mut self, now: Time) -> io::Result<()> {
+        if now.since(self.outbox.blocked_since) >= BLOCKED_LIMIT {
+            self.drop_blocked();
+            return Ok(());
+        }
+        if !self.turn.writable {
+            return Ok(());
+        }
+        let since = self.outbox.blocked_since;
+        let blocked = std::mem::replace(&mut self.outbox.blocked, Vec::with_capacity(PLACED));
+        self.transmit(&blocked, now)?;
+        if self.outbox.is_blocked() {
+            // Progress restarts the clock; none does not.
+            if self.outbox.blocked.len() == blocked.len() {
+                self.outbox.blocked_since = since;
+            }
+        } else {
+            self.outbox.reset();
+        }
+        Ok(())
+    }
+
+    /// Gives up on what a full socket buffer held back.
+    pub(super) fn drop_blocked(&mut self) {
+        if self.outbox.is_blocked() {
+            let n: u64 = self.outbox.blocked.iter().map(|r| u64::from(r.count())).sum();
+            self.counters.count_drop(Drop::SendBufferFull, n);
+            self.outbox.blocked.clear();
+            self.outbox.reset();
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What shards and the keeper share: read by shards once a batch, changed by the keeper.
+
+use crate::io::event::Bell;
+use crate::path::Path;
+use crate::stats::Counters;
+use crate::table::Routes;
+use crate::tunnel::{MacVerifier, Peer, SessionTable};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
+
+/// Handshake messages and requests that wait for the keeper. At 10,000 handshakes a second and core this is
+/// a tenth of a second of work; more would be answered too late to be of use.
+pub const KEEPER_QUEUE: usize = 1024;
+/// STUN and ChannelData datagrams that wait for the engine's user.
+pub const SIDE_QUEUE: usize = 1024;
+/// Commands that wait for one shard. The keeper sends a few per handshake.
+pub const COMMAND_QUEUE: usize = 4096;
+
+/// The largest message that the keeper takes: a handshake initiation.
+const MESSAGE_MAX: usize = ipop_ebpf::INITIATION_LEN;
+
+/// What shards tell the keeper.
+#[derive(Debug)]
+pub enum ToKeeper {
+    /// A handshake message with a right MAC1, or a cookie reply.
+    Handshake {
+        /// Where it came from.
+        from: Path,
+        /// Its bytes, of which `len` count.
+        message: [u8; MESSAGE_MAX],
+        /// Length in bytes.
+        len: u8,
+    },
+    /// A packet waits for a session, or a session should be renewed.
+    Initiate(Arc<Peer>),
+    /// Stop.
+    Stop,
+}
+
+/// What shards are told.
+#[derive(Debug)]
+pub enum ToShard {
+    /// The peer has a session: send what is staged for it.
+    Flush(Arc<Peer>),
+    /// The peer cannot be reached or is gone: drop what is staged for it.
+    Discard(Arc<Peer>),
+    /// Go over to another socket.
+    Socket(Arc<crate::io::udp::Socket>),
+    /// Stop.
+    Stop,
+}
+
+/// A datagram that is not the tunnel's: STUN, or ChannelData without a tunnel message inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SideDatagram {
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// All of it.
+    pub bytes: Vec<u8>,
+}
+
+/// A shard's letter box.
+#[derive(Debug)]
+pub struct Mailbox {
+    sender: Sender<ToShard>,
+    /// Rung after posting.
+    pub bell: Arc<Bell>,
+}
+
+impl Mailbox {
+    /// A letter box and the end that its shard reads.
+    #[must_use]
+    pub fn new(bell: Arc<Bell>) -> (Self, Receiver<ToShard>) {
+        let (sender, receiver) = bounded(COMMAND_QUEUE);
+        (Self { sender, bell }, receiver)
+    }
+
+    /// Posts `command` and wakes the shard. A full box loses it: [`ToShard::Flush`] and
+    /// [`ToShard::Discard`] are hints (the next packet, or the staging time limit, does the same).
+    pub fn post(&self, command: ToShard) -> bool {
+        let posted = self.sender.try_send(command).is_ok();
+        self.bell.ring();
+        posted
+    }
+}
+
+/// The shared state of one engine.
+#[derive(Debug)]
+pub struct Shared {
+    /// Allowed IPs.
+    pub routes: ArcSwap<Routes<Arc<Peer>>>,
+    /// Receiver index to session.
+    pub sessions: Arc<SessionTable>,
+    /// Tells handshakes that know our public key from junk.
+    pub mac: ArcSwapOption<MacVerifier>,
+    /// TURN servers that we have allocations on: only their ChannelData is taken.
+    pub relays: ArcSwap<Vec<SocketAddr>>,
+    /// The interface's MTU in bytes.
+    pub mtu: AtomicU16,
+    /// `UDP_SEGMENT` works (so far).
+    pub udp_gso: AtomicBool,
+    /// TUN takes super-packets (so far).
+    pub tun_gso: AtomicBool,
+    /// To the keeper.
+    pub keeper: Sender<ToKeeper>,
+    /// To the engine's user.
+    pub side: Sender<SideDatagram>,
+    /// One per shard.
+    pub mailboxes: Vec<Mailbox>,
+    /// One per shard, and the keeper's last.
+    pub counters: Vec<Arc<Counters>>,
+}
+
+impl Shared {
+    /// Tells every shard.
+    pub fn post_all(&self, command: impl Fn() -> ToShard) {
+        for m in &self.mailboxes {
+            m.post(command());
+        }
+    }
+
+    /// Asks the keeper for a handshake with `peer`, once until it has been dealt with.
+    pub fn request_handshake(&self, peer: &Arc<Peer>) {
+        if peer.request_handshake() {
+            // If the queue is full of handshakes, the keeper finds the request when it looks at its timers.
+            let _ = self.keeper.try_send(ToKeeper::Initiate(peer.clone()));
+        }
+    }
+
+    /// The interface's MTU in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> usize {
+        usize::from(self.mtu.load(Relaxed))
+    }
+}
