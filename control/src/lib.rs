@@ -1,1 +1,17 @@
-//! The program around the data plane: command line, UAPI, daemon.
+//! The program around the data plane: command line, configuration protocol, daemon.
+//!
+//! Everything here is off the packets' way, on one thread; packets are the business of [`dataplane::Engine`].
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod daemon;
+pub mod doctor;
+pub mod error;
+pub mod link_watch;
+pub mod logging;
+pub mod run;
+pub mod stats;
+pub mod uapi;
+
+pub use error::Error;
