@@ -68,7 +68,7 @@ fn open(args: &RunArgs) -> Result<Interface, Error> {
         None => Tun::create(name, args.queues(), !args.no_tun_offload),
     };
     let tun = tun.map_err(|source| {
-        let hint = tun_hint(name, source.errno());
+        let hint = tun_hint(name, source.raw_os_error().unwrap_or(0));
         Error::Tun { name: name.to_owned(), source, hint }
     })?;
     let listener = match inherited(UAPI_FD)? {

@@ -13,7 +13,7 @@ pub enum Error {
         /// Its name as asked for.
         name: String,
         /// What the engine says.
-        source: EngineError,
+        source: std::io::Error,
         /// What to do.
         hint: String,
     },

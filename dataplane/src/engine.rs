@@ -12,6 +12,7 @@ use crate::table::Routes;
 use crate::tunnel::{PublicKey, SessionTable, Tunnel};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::channel::{Receiver, Sender, bounded};
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -60,24 +61,6 @@ impl EngineError {
     }
 }
 
-impl Tun {
-    /// [`Tun::create`] with an error for people.
-    ///
-    /// # Errors
-    /// See there.
-    pub fn make(name: &str, queues: usize, offload: bool) -> Result<Self, EngineError> {
-        Self::create(name, queues, offload).map_err(|e| {
-            let advice = match e.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => " (needs root or CAP_NET_ADMIN)",
-                Some(libc::ENOENT | libc::ENODEV) => " (is the tun module loaded, and /dev/net/tun there?)",
-                Some(libc::EBUSY) => " (another interface or process has this name)",
-                _ => "",
-            };
-            EngineError::Io { what: format!("cannot create the TUN device {name}{advice}"), source: e }
-        })
-    }
-}
-
 /// What was probed and chosen at start.
 #[derive(Clone, Debug)]
 pub struct Capabilities {
@@ -121,6 +104,12 @@ pub enum Closed {
 /// A running engine. Clones are handles to the same one.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({} shards)", self.0.shared.mailboxes.len())
+    }
+}
 
 struct Inner {
     core: SharedCore,
