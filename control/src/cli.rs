@@ -6,6 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataplane::crypto::Backend;
 use dataplane::{Config, IoChoice};
 
+/// As many as the engine takes: each is a thread with its own TUN queue.
+const MAX_SHARDS: usize = 64;
+
 const EXAMPLES: &str = "\
 Examples:
   ipop-fast wg0                       create wg0 and serve it in the background
@@ -81,7 +84,7 @@ pub struct RunArgs {
     #[arg(long, env = "IPOP_FAST_IO", default_value = "auto", value_name = "auto|uring|mmsg")]
     pub io: IoChoice,
     /// Number of worker threads; default: one a core
-    #[arg(long, env = "IPOP_FAST_SHARDS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, env = "IPOP_FAST_SHARDS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub shards: Option<u16>,
     /// Cipher back end (auto, aws-lc, portable); auto goes by CPU features
     #[arg(long, env = "IPOP_FAST_AEAD", value_name = "NAME", default_value = "auto", value_parser = aead)]
@@ -144,7 +147,8 @@ impl RunArgs {
     /// TUN queues to ask for: one a shard.
     #[must_use]
     pub fn queues(&self) -> usize {
-        self.shards.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS);
+        self.shards.map_or_else(cores, usize::from)
     }
 }
 
@@ -253,6 +257,7 @@ mod tests {
             &["-f"],
             &["--io=kqueue", "wg0"],
             &["--shards=0", "wg0"],
+            &["--shards=65", "wg0"],
             &["--aead=rot13", "wg0"],
             &["--pin=maybe", "wg0"],
             &["--receive-buffer=-1", "wg0"],
