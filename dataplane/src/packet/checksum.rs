@@ -16,6 +16,7 @@
 pub struct Sum(u64);
 
 /// Below this many bytes the vector code's set-up costs more than it saves.
+#[cfg(target_arch = "x86_64")]
 const VECTOR_MIN: usize = 64;
 
 impl Sum {
