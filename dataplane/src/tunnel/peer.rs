@@ -102,6 +102,9 @@ impl Peer {
             others.next = None;
             session.set_confirmed();
             let before = self.current.swap(Some(session.clone()));
+            if before.as_ref().is_some_and(|ours| crossed(ours, session, 2 * REKEY_TIMEOUT)) {
+                session.set_renews(!self.yields.load(Relaxed));
+            }
             self.retire(std::mem::replace(&mut others.previous, before));
             self.note_handshake(session);
             return true;
@@ -199,13 +202,12 @@ impl Peer {
         self.retire(before);
     }
 
-    /// If the two sessions were initiated at the same time, one by each end, and both ends renewed theirs,
-    /// the handshakes would collide again each time: only the end with the greater public key does.
+    /// `ours` is current, and the peer is known to use `theirs`. If they crossed and both ends renewed theirs,
+    /// handshakes would cross again each time: so only the end with the greater public key renews, whichever
+    /// session it ends up with ([`Self::confirm`] with twice the tolerance, as the ends see different times).
     fn settle(&self, ours: &Session, theirs: &Session) {
-        let apart = ours.established_at().since(theirs.established_at());
-        let apart = apart.max(theirs.established_at().since(ours.established_at()));
-        if self.yields.load(Relaxed) && ours.initiator() && !theirs.initiator() && apart < REKEY_TIMEOUT {
-            ours.set_yields();
+        if self.yields.load(Relaxed) && theirs.confirmed() && crossed(ours, theirs, REKEY_TIMEOUT) {
+            ours.set_renews(false);
         }
     }
 
@@ -254,6 +256,12 @@ impl Peer {
         // Every step under the lock leaves a valid set of sessions.
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Both ends initiated a session at the same time, and both were made.
+fn crossed(ours: &Session, theirs: &Session, tolerance: Duration) -> bool {
+    let (a, b) = (ours.established_at(), theirs.established_at());
+    ours.initiator() && !theirs.initiator() && a.since(b).max(b.since(a)) < tolerance
 }
 
 impl fmt::Debug for Peer {

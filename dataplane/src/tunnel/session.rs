@@ -25,8 +25,8 @@ pub struct Session {
     initiator: bool,
     confirmed: AtomicBool,
     live: AtomicBool,
-    /// Of two sessions opened at the same time from both ends, the other one is renewed.
-    yields: AtomicBool,
+    /// It is ours to renew. The initiator's task, unless both ends initiated at the same time.
+    renews: AtomicBool,
     peer: Arc<Peer>,
 }
 
@@ -57,7 +57,7 @@ impl Session {
             initiator: origin.initiator,
             confirmed: AtomicBool::new(origin.initiator),
             live: AtomicBool::new(true),
-            yields: AtomicBool::new(false),
+            renews: AtomicBool::new(origin.initiator),
             peer,
         }
     }
@@ -141,7 +141,7 @@ impl Session {
     }
 
     fn renew_at(&self, now: Time, age: std::time::Duration) -> bool {
-        self.initiator && !self.yields.load(Relaxed) && now.since(self.established_at) >= age
+        self.renews.load(Relaxed) && now.since(self.established_at) >= age
     }
 
     pub(super) const fn established_wall(&self) -> WallTime {
@@ -152,8 +152,8 @@ impl Session {
         self.confirmed.store(true, Relaxed);
     }
 
-    pub(super) fn set_yields(&self) {
-        self.yields.store(true, Relaxed);
+    pub(super) fn set_renews(&self, renews: bool) {
+        self.renews.store(renews, Relaxed);
     }
 
     pub(super) fn kill(&self) {

@@ -132,6 +132,16 @@ fn unanswered_data_asks_for_a_handshake_15_s_after_the_first() {
 }
 
 #[test]
+fn an_unanswered_handshake_is_repeated_although_the_session_is_not_over() {
+    let (mut a, to_b, _, _) = joined();
+    a.seal(&to_b, b"into the void").expect("session");
+    let sent = a.run_until(START + secs(60));
+    assert!(sent.len() >= 8 && kinds(&sent).iter().all(|k| *k == Kind::Initiation), "{}", sent.len());
+    a.run_until(START + secs(15 + 91));
+    assert_eq!(a.gave_up, 1);
+}
+
+#[test]
 fn persistent_keepalives_start_at_once_and_any_traffic_puts_them_off() {
     let (mut a, to_b, mut b, _) = pair();
     let b_key = b.public();
