@@ -151,7 +151,7 @@ pub fn target_dir() -> PathBuf {
 /// Environment for a daemon. `WG_SUDO` keeps a stand-in from giving up root, which it cannot undo in a namespace.
 #[must_use]
 pub fn environment(level: &str) -> [(&'static str, String); 2] {
-    [("LOG_LEVEL", level.to_owned()), ("WG_SUDO", "1".to_owned())]
+    [("LOG_LEVEL", level.to_owned()), ("WG_SUDO", "true".to_owned())]
 }
 
 /// Where the UAPI socket of an interface is.
