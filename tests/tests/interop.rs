@@ -41,7 +41,9 @@ fn cell(peer: &Implementation, outer: Outer, io: Io, big: bool) {
             let full = initiator == Side::A;
             for from in [Side::A, Side::B] {
                 let to = from.other();
-                ensure!(pair.pings(from, to.inner4()) && pair.pings(from, to.inner6()), "no ping from {from:?}");
+                for inner in [to.inner4(), to.inner6()] {
+                    wait_for(&format!("a ping from {from:?}"), HANDSHAKE, || Ok(pair.pings(from, inner)))?;
+                }
                 let bytes = if big && full { 100 * MB } else { 20 * MB };
                 tcp_transfer(pair.ns(from), pair.ns(to), to.inner4(), bytes, TRANSFER)
                     .with_context(|| format!("TCP from {from:?}"))?;
@@ -147,8 +149,9 @@ fn roaming(peer: &Implementation, outer: Outer, roamer: Side) {
             Outer::V4 => (format!("{}/24", roamer.outer(outer)), "10.99.0.77/24"),
             Outer::V6 => (format!("{}/64", roamer.outer(outer)), "fd99::77/64"),
         };
-        add_address(pair.ns(roamer), UNDERLAY, new)?;
+        // In this order: a second IPv4 address of a subnet goes when the first does.
         pair.ns(roamer).ip(&format!("addr del {old} dev {UNDERLAY}"))?;
+        add_address(pair.ns(roamer), UNDERLAY, new)?;
         let new_ip: IpAddr = new.split('/').next().unwrap_or(new).parse()?;
         wait_for("the new address to be learnt", SILENCE, || {
             Ok(pair.peer(stays)?.endpoint.is_some_and(|e| e.ip() == new_ip))

@@ -54,7 +54,12 @@ impl<'a> Quick<'a> {
     fn wg_quick(&self, verb: &str) -> Result<String> {
         let mut c = self.ns.command("wg-quick");
         c.arg(verb).arg(&self.file).envs(environment("error"));
-        run(c.env("WG_QUICK_USERSPACE_IMPLEMENTATION", &self.binary))
+        c.env("WG_QUICK_USERSPACE_IMPLEMENTATION", &self.binary);
+        // Its output to a file, not a pipe: the daemon may keep it open for as long as it lives.
+        let mut process = Process::start(&format!("wg-quick {verb}"), &mut c)?;
+        let status = process.wait(Duration::from_secs(20))?;
+        ensure!(status.success(), "wg-quick {verb}: {status}:\n{}", process.log());
+        Ok(process.log())
     }
 
     fn pid(&self) -> Result<u32> {
