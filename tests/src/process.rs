@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::scene;
@@ -83,6 +83,20 @@ pub fn end(pid: u32, patience: Duration) {
     if wait_for("end of a process", patience, || Ok(!alive(pid))).is_err() {
         let _ = signal(pid, Signal::SIGKILL);
     }
+}
+
+/// Ends a process group that one of our children leads, children of children included: INT, then KILL.
+pub fn end_group(leader: &mut Child, patience: Duration) {
+    let Ok(group) = i32::try_from(leader.id()).map(Pid::from_raw) else { return };
+    let _ = killpg(group, Signal::SIGINT);
+    let ended = wait_for("a process group", patience, || {
+        let _ = leader.try_wait();
+        Ok(killpg(group, None).is_err())
+    });
+    if ended.is_err() {
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+    let _ = leader.wait();
 }
 
 /// Waits until `condition` holds.

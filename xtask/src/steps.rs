@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ipop_tests::daemon::target_dir;
-use ipop_tests::process::tail_of;
+use ipop_tests::process::{end_group, tail_of};
 
 use crate::stop;
 
@@ -16,6 +17,8 @@ use crate::stop;
 const TICK: Duration = Duration::from_millis(200);
 /// Without a terminal, a sign of life this often.
 const HEARTBEAT: Duration = Duration::from_secs(60);
+/// Time for an interrupted step to end by itself.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Lines of a failed step's log that are shown.
 const SHOWN: usize = 200;
 
@@ -66,7 +69,8 @@ impl Steps {
         let log = self.logs.join(format!("{:02}-{file}.log", self.done.len()));
         let out = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        let child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+        // A group of its own: a stop has to reach the tests that cargo runs, too.
+        let child = command.process_group(0).spawn().with_context(|| format!("cannot run {command:?}"))?;
         Ok(Running { name: name.to_owned(), child, log, start: Instant::now() })
     }
 
@@ -87,8 +91,7 @@ impl Steps {
                 break status;
             }
             if stop::asked() {
-                let _ = step.child.kill();
-                let _ = step.child.wait();
+                end_group(&mut step.child, PATIENCE);
                 bail!("interrupted in {}", step.name);
             }
             let line = format!("{} {:.0} s  {}", step.name, step.start.elapsed().as_secs_f64(), step.progress());
@@ -170,8 +173,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         // A background step outlived by its list.
         if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            end_group(&mut self.child, PATIENCE);
         }
     }
 }
