@@ -99,7 +99,8 @@ fn preshared(peer: &Implementation) {
                 Pair::start(&ours, peer, Options { initiator: Some(initiator), preshared, ..Options::default() })?;
             pair.wait_ping(initiator, HANDSHAKE)?;
 
-            let preshared = [Some(key.clone()), Some(preshared_key()?)];
+            let right = preshared_key()?;
+            let preshared = [Some(key.clone()), Some(right.clone())];
             let mut pair =
                 Pair::start(&ours, peer, Options { initiator: Some(initiator), preshared, ..Options::default() })?;
             // Long enough for a first try and a retry.
@@ -107,9 +108,9 @@ fn preshared(peer: &Implementation) {
             ensure!(got.is_err(), "traffic in spite of different preshared keys");
             ensure!(pair.peer(initiator)?.latest_handshake.is_none(), "a handshake with different preshared keys");
             pair.both_run()?;
-            // Put right while it runs, it works.
-            let other = &pair.site(Side::A).keys.public;
-            wg_with_file(&format!("set {} peer {other} preshared-key {{}}", pair.interface(Side::B)), &key)?;
+            // Put right while it runs, it works. At our side: boringtun 0.7.1 dies when a peer of its is modified.
+            let other = &pair.site(Side::B).keys.public;
+            wg_with_file(&format!("set {} peer {other} preshared-key {{}}", pair.interface(Side::A)), &right)?;
             pair.wait_ping(initiator, Duration::from_secs(20))?;
         }
         Ok(())
