@@ -117,7 +117,7 @@ fn delete(name: &str) {
 }
 
 /// Removes namespaces whose maker is gone.
-pub fn sweep() {
+pub(crate) fn sweep() {
     let list = run(Command::new("ip").args(["netns", "list"])).unwrap_or_default();
     for name in list.lines().filter_map(|l| l.split_whitespace().next()) {
         let Some(rest) = name.strip_prefix(PREFIX).and_then(|r| r.strip_prefix('-')) else { continue };

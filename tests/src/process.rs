@@ -55,7 +55,8 @@ pub(crate) fn sweep_logs() {
         let name = file.file_name().to_string_lossy().into_owned();
         let pid = name.split_once('-').and_then(|(pid, _)| pid.parse::<u32>().ok());
         if pid.is_some_and(|p| !alive(p)) {
-            let _ = std::fs::remove_file(file.path());
+            let path = file.path();
+            let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
         }
     }
 }

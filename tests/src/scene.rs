@@ -39,10 +39,7 @@ pub fn play(share: Share, needs: &[require::Need], body: impl FnOnce() -> Result
         return;
     }
     static SWEEP: Once = Once::new();
-    SWEEP.call_once(|| {
-        ns::sweep();
-        process::sweep_logs();
-    });
+    SWEEP.call_once(sweep);
     let _turn = take_turn(share);
     LOGS.with_borrow_mut(Vec::clear);
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
@@ -60,6 +57,12 @@ pub fn play(share: Share, needs: &[require::Need], body: impl FnOnce() -> Result
         Ok(Err(e)) => panic!("{e:#}"),
         Err(panic) => std::panic::resume_unwind(panic),
     }
+}
+
+/// Removes what runs that were killed left behind: namespaces, what runs in them, files.
+pub fn sweep() {
+    ns::sweep();
+    process::sweep_logs();
 }
 
 fn take_turn(share: Share) -> Option<File> {

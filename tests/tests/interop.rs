@@ -137,7 +137,7 @@ fn roaming(peer: &Implementation, outer: Outer, roamer: Side) {
         let mut pair = Pair::start(&ours, peer, Options { outer, ..Options::default() })?;
         pair.wait_ping(roamer, HANDSHAKE)?;
         let stays = roamer.other();
-        let flow = Flow::start(pair.ns(roamer), pair.ns(stays), stays.inner4(), 4 * MB, Duration::from_secs(60))?;
+        let flow = Flow::start(pair.ns(roamer), pair.ns(stays), stays.inner4(), 4 * MB, Duration::from_secs(150))?;
         flow.wait_more(2 * MB, HANDSHAKE)?;
 
         wg(&format!("set {} listen-port 50001", pair.interface(roamer)))?;
@@ -157,7 +157,9 @@ fn roaming(peer: &Implementation, outer: Outer, roamer: Side) {
         wait_for("the new address to be learnt", SILENCE, || {
             Ok(pair.peer(stays)?.endpoint.is_some_and(|e| e.ip() == new_ip))
         })?;
-        flow.wait_more(4 * MB, SILENCE).context("after the address changed")?;
+        pair.wait_ping(roamer, HANDSHAKE).context("after the address changed")?;
+        // wireguard-go keeps the old source address until its next handshake; meanwhile TCP has backed off.
+        flow.wait_more(4 * MB, SILENCE * 2).context("after the address changed")?;
         flow.finish()?;
         pair.both_run()
     });

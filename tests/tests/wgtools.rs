@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use ipop_tests::daemon::{Daemon, Implementation, environment, uapi_socket};
 use ipop_tests::ns::{Namespace, unique_interface};
 use ipop_tests::pair::{Options, Pair, Side, UNDERLAY, joined};
-use ipop_tests::process::{Process, alive, output, run, signal, state_dir, state_file, wait_for, wait_some};
+use ipop_tests::process::{Process, alive, output, run, signal, state_file, wait_for, wait_some};
 use ipop_tests::require::{Need, tunnel};
 use ipop_tests::scene::{Share, play};
 use ipop_tests::wg::{Dump, Keys, preshared_key, setconf, wg, wg_with_file};
@@ -44,7 +44,9 @@ struct Quick<'a> {
 impl<'a> Quick<'a> {
     fn new(ns: &'a Namespace, ours: &Implementation, config: &str) -> Result<Self> {
         let interface = unique_interface();
-        let file = state_dir()?.join(format!("{interface}.conf"));
+        let directory = state_file("quick")?;
+        std::fs::create_dir(&directory)?;
+        let file = directory.join(format!("{interface}.conf"));
         std::fs::write(&file, config)?;
         // wg-quick complains about a file that others can read.
         run(Command::new("chmod").arg("600").arg(&file))?;
@@ -69,7 +71,7 @@ impl<'a> Quick<'a> {
 
 impl Drop for Quick<'_> {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.file);
+        let _ = self.file.parent().map(std::fs::remove_dir_all);
         let _ = std::fs::remove_file(uapi_socket(&self.interface));
     }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use ipop_tests::daemon::Implementation;
-use ipop_tests::ns;
 use ipop_tests::pair::Side;
+use ipop_tests::scene;
 use ipop_tests::traffic::ping;
 use serde_json::json;
 
@@ -44,7 +44,7 @@ struct Figures {
 pub(crate) fn run(options: &Options) -> Result<()> {
     packages::install(&mut Steps::new("demo-logs")?)?;
     packages::demand_tunnels()?;
-    ns::sweep();
+    scene::sweep();
     packages::ipop_fast(&mut Steps::new("demo-logs")?)?;
     let mut cast = vec![Implementation::under_test(), Implementation::WireguardGo];
     if Implementation::Boringtun.binary().is_ok() {

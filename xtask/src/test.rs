@@ -28,7 +28,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = Steps::new("test-logs")?;
     let result = all(&mut steps, options);
     // Of tests that were interrupted.
-    ipop_tests::ns::sweep();
+    ipop_tests::scene::sweep();
     steps.summary();
     result?;
     let left_out = steps.all_left_out();

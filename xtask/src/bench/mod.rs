@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use ipop_tests::daemon::{Implementation, Io, target_dir};
-use ipop_tests::ns;
+use ipop_tests::scene;
 use serde_json::{Value, json};
 
 use crate::measure::Rig;
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = Steps::new("bench-logs")?;
     packages::install(&mut steps)?;
     packages::demand_tunnels()?;
-    ns::sweep();
+    scene::sweep();
     if cast.iter().any(|(n, _)| *n == "boringtun") {
         packages::boringtun(&mut steps)?;
     }
