@@ -1,2 +1,46 @@
-//! `cargo xtask`.
-fn main() {}
+//! `cargo xtask`: what the project does to itself. Each command does its own set-up.
+#![allow(clippy::print_stdout, reason = "a command-line tool prints")]
+
+mod bench;
+mod demo;
+mod measure;
+mod packages;
+mod steps;
+mod stop;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Test, show and measure ipop-fast")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Set-up, format, lints, unit tests and end-to-end tests
+    Test(test::Options),
+    /// Two sites on this machine, beside the same through wireguard-go
+    Demo(demo::Options),
+    /// The side-by-side table on this machine
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let result = stop::install().and_then(|()| match Arguments::parse().command {
+        Command::Test(options) => test::run(&options),
+        Command::Demo(options) => demo::run(&options),
+        Command::Bench(options) => bench::run(&options),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("cargo xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What the machine needs beside Rust, installed only where it is missing.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use ipop_tests::daemon::{Implementation, target_dir};
+use ipop_tests::process::run;
+use ipop_tests::require::{Need, find_program};
+
+use crate::steps::Steps;
+
+/// Debian packages and the program by which each is recognised.
+const PACKAGES: [(&str, &str); 9] = [
+    ("gcc", "cc"),
+    ("iproute2", "ip"),
+    ("iputils-ping", "ping"),
+    ("procps", "sysctl"),
+    ("nftables", "nft"),
+    ("ethtool", "ethtool"),
+    ("iperf3", "iperf3"),
+    ("wireguard-tools", "wg-quick"),
+    ("wireguard-go", "wireguard-go"),
+];
+const BORINGTUN_VERSION: &str = "0.7.1";
+
+/// Packages whose program is not there.
+fn missing() -> Vec<&'static str> {
+    PACKAGES.iter().filter(|(_, program)| find_program(program).is_none()).map(|(package, _)| *package).collect()
+}
+
+/// Installs what is missing, if we may.
+pub(crate) fn install(steps: &mut Steps) -> Result<()> {
+    let wanted = missing();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let list = wanted.join(" ");
+    if Need::Root.missing().is_some() || find_program("apt-get").is_none() {
+        steps.left_out(format!("packages {list}: not root, or no apt-get; install them by hand"));
+        return Ok(());
+    }
+    let mut update = Command::new("apt-get");
+    steps.run("apt-get update", update.args(["-qq", "update"]))?;
+    let mut install = Command::new("apt-get");
+    install.args(["-qq", "install", "-y", "--no-install-recommends"]).args(&wanted);
+    steps.run(&format!("apt-get install {list}"), install.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    let still = missing();
+    ensure!(still.is_empty(), "installed, but still not on PATH: {still:?}");
+    Ok(())
+}
+
+/// Builds boringtun into `target/tools` unless one is there.
+pub(crate) fn boringtun(steps: &mut Steps) -> Result<()> {
+    if Implementation::Boringtun.version().is_ok_and(|v| v.contains(BORINGTUN_VERSION)) {
+        return Ok(());
+    }
+    let root = tools();
+    let mut cargo = cargo();
+    cargo.args(["install", "boringtun-cli", "--version", BORINGTUN_VERSION, "--locked", "--quiet", "--root"]).arg(root);
+    steps.run(&format!("boringtun-cli {BORINGTUN_VERSION} into target/tools"), &mut cargo)
+}
+
+/// Builds the release binary and gives its path.
+pub(crate) fn ipop_fast(steps: &mut Steps) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("IPOP_FAST") {
+        println!("  IPOP_FAST is set: {} is the program under test", path.display());
+        return Implementation::under_test().binary();
+    }
+    steps.run("release build", cargo().args(["build", "--release", "--quiet", "-p", "ipop-control"]))?;
+    let path = target_dir().join("release/ipop-fast");
+    path.canonicalize().with_context(|| format!("no {}", path.display()))
+}
+
+fn tools() -> PathBuf {
+    target_dir().join("tools")
+}
+
+/// The cargo that runs us.
+pub(crate) fn cargo() -> Command {
+    let mut c = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    c.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    c
+}
+
+/// Why tunnels cannot be made here; `None` if they can.
+pub(crate) fn no_tunnels() -> Option<String> {
+    let needs = [Need::Root, Need::Tun, Need::Program("ip"), Need::Program("wg"), Need::Program("ping")];
+    let why: Vec<String> = needs.iter().filter_map(Need::missing).collect();
+    (!why.is_empty()).then(|| why.join("; "))
+}
+
+/// Fails, saying why, where tunnels cannot be made.
+pub(crate) fn demand_tunnels() -> Result<()> {
+    match no_tunnels() {
+        Some(why) => bail!("needs root, /dev/net/tun and network namespaces: {why}"),
+        None => Ok(()),
+    }
+}
+
+/// Machine, kernel and versions in one line each, for reports.
+pub(crate) fn machine() -> Vec<(&'static str, String)> {
+    let first = |c: &mut Command| run(c).ok().and_then(|o| o.lines().next().map(str::to_owned)).unwrap_or_default();
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map_or("?", |(_, m)| m);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let mut rows = vec![
+        ("machine", format!("{cores} cores, {model}")),
+        ("kernel", std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()),
+        ("compiler", first(Command::new("rustc").arg("--version"))),
+        ("iperf3", first(Command::new("iperf3").arg("--version"))),
+    ];
+    let mut git = Command::new("git");
+    git.current_dir(env!("CARGO_MANIFEST_DIR")).args(["describe", "--always", "--dirty"]);
+    rows.push(("commit", first(&mut git)));
+    rows
+}

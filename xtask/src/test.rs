@@ -1,0 +1,120 @@
+//! `cargo xtask test`: everything that CI runs, on any machine.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail, ensure};
+use clap::Args;
+use ipop_tests::daemon::Implementation;
+
+use crate::packages::{self, cargo};
+use crate::steps::Steps;
+
+/// Test binaries of the harness that need namespaces. Others in that package run everywhere.
+const END_TO_END: [&str; 5] = ["wgtools", "interop", "stress", "flood", "doctor"];
+/// Takes two minutes of real time and little else: runs beside the others.
+const BESIDE: &str = "rekey";
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Also the tests marked as slow (`#[ignore]`)
+    #[arg(long)]
+    slow: bool,
+    /// Only tests whose name contains this; leaves out format and lints
+    filter: Option<String>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut steps = Steps::new("test-logs")?;
+    let result = all(&mut steps, options);
+    // Of tests that were interrupted.
+    ipop_tests::scene::sweep();
+    steps.summary();
+    result?;
+    let left_out = steps.all_left_out();
+    let ci = std::env::var_os("CI").is_some();
+    ensure!(!ci || left_out.is_empty(), "CI is set, and {} things were left out (see above)", left_out.len());
+    Ok(())
+}
+
+fn all(steps: &mut Steps, options: &Options) -> Result<()> {
+    packages::install(steps)?;
+    if options.filter.is_none() {
+        steps.run("format", cargo().args(["fmt", "--all", "--check"]))?;
+        steps.run(
+            "lints",
+            cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+        )?;
+    }
+    steps.run("test build", cargo().args(["test", "--quiet", "--workspace", "--no-run"]))?;
+    // Every test that can run does, also after a failure: one run tells all.
+    let mut failures = Vec::new();
+    let mut unit = cargo();
+    unit.args(["test", "--workspace", "--exclude", "ipop-tests", "--no-fail-fast"]);
+    note(&mut failures, steps.run("unit tests", tail(&mut unit, options)));
+    note(&mut failures, harness(steps, options));
+    note(&mut failures, end_to_end(steps, options));
+    if steps.failed() || !failures.is_empty() {
+        bail!("{}", failures.join("; "));
+    }
+    Ok(())
+}
+
+fn note(failures: &mut Vec<String>, result: Result<()>) {
+    if let Err(e) = result {
+        failures.push(format!("{e:#}"));
+    }
+}
+
+fn tail<'a>(command: &'a mut Command, options: &Options) -> &'a mut Command {
+    command.args(options.filter.as_ref());
+    if options.slow {
+        command.args(["--", "--include-ignored"]);
+    }
+    command
+}
+
+/// The harness's own unit tests and the corpus replay.
+fn harness(steps: &mut Steps, options: &Options) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "-p", "ipop-tests", "--lib", "--no-fail-fast"]);
+    for name in other_test_binaries()? {
+        command.args(["--test", &name]);
+    }
+    steps.run("harness and corpus tests", tail(&mut command, options))
+}
+
+fn other_test_binaries() -> Result<Vec<String>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tests");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let Some(stem) = path.file_stem().and_then(|s| s.to_str()) else { continue };
+        if path.extension().is_some_and(|e| e == "rs") && stem != BESIDE && !END_TO_END.contains(&stem) {
+            names.push(stem.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
+    if let Some(why) = packages::no_tunnels() {
+        steps.left_out(format!("end-to-end tests: {why}"));
+        return Ok(());
+    }
+    packages::boringtun(steps)?;
+    let binary = packages::ipop_fast(steps)?;
+    let boringtun = Implementation::Boringtun.binary()?;
+    let command = |tests: &[&str]| {
+        let mut c = cargo();
+        c.args(["test", "-p", "ipop-tests", "--no-fail-fast"]).env("IPOP_FAST", &binary).env("BORINGTUN", &boringtun);
+        for t in tests {
+            c.args(["--test", t]);
+        }
+        c
+    };
+    let beside = steps.start("end-to-end tests: rekeying in real time", tail(&mut command(&[BESIDE]), options))?;
+    let main = steps.run("end-to-end tests", tail(&mut command(&END_TO_END), options));
+    steps.finish(beside).and(main)
+}
