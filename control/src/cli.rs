@@ -6,9 +6,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataplane::crypto::Backend;
 use dataplane::{Config, IoChoice};
 
-/// As many as the engine takes: each is a thread with its own TUN queue.
-const MAX_SHARDS: usize = 64;
-
 const EXAMPLES: &str = "\
 Examples:
   ipop-fast wg0                       create wg0 and serve it in the background
@@ -147,7 +144,7 @@ impl RunArgs {
     /// TUN queues to ask for: one a shard.
     #[must_use]
     pub fn queues(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS);
+        let cores = dataplane::Engine::default_shards;
         self.shards.map_or_else(cores, usize::from)
     }
 }

@@ -36,8 +36,6 @@ const READY_FD: &str = "IPOP_FAST_READY_FD";
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// Longest error text taken from the child.
 const MAX_REPORT: u64 = 4096;
-/// As the standard library's.
-const BACKLOG: i32 = 128;
 const STARTED: &[u8] = b"started";
 
 /// Serves an interface.

@@ -8,9 +8,6 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::process::ExitCode;
 
-/// Without these no packet moves. The names are the probe's.
-const ESSENTIAL: [&str; 2] = ["tun", "net_admin"];
-
 /// Probes, prints, and fails if something essential is missing.
 ///
 /// # Errors
@@ -24,13 +21,7 @@ pub fn main(args: &DoctorArgs) -> Result<ExitCode, Error> {
 }
 
 fn missing(report: &Report) -> impl Iterator<Item = &Item> {
-    report.items.iter().filter(|i| i.state == State::No && is_essential(i.name))
-}
-
-/// Names are compared by their letters, so that "TUN device" and "CAP_NET_ADMIN" count as well.
-fn is_essential(name: &str) -> bool {
-    let name = name.to_lowercase().replace([' ', '-'], "_");
-    name == ESSENTIAL[0] || name == "tun_device" || name == "/dev/net/tun" || name.ends_with(ESSENTIAL[1])
+    report.items.iter().filter(|i| i.state == State::No)
 }
 
 const fn word(state: State) -> &'static str {
@@ -42,10 +33,7 @@ const fn word(state: State) -> &'static str {
 }
 
 fn json(report: &Report) -> String {
-    let item = |i: &Item| {
-        json!({ "name": i.name, "state": word(i.state), "detail": i.detail, "advice": i.advice,
-                "essential": is_essential(i.name) })
-    };
+    let item = |i: &Item| json!({ "name": i.name, "state": word(i.state), "detail": i.detail, "advice": i.advice });
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "usable": missing(report).next().is_none(),
@@ -117,6 +105,5 @@ mod tests {
         assert!(table(&report(State::No), false).starts_with("ipop-fast cannot run here: tun missing."));
         let value: serde_json::Value = serde_json::from_str(&json(&report(State::No))).expect("JSON");
         assert_eq!((&value["usable"], &value["items"][1]["state"]), (&json!(false), &json!("limited")));
-        assert!(is_essential("CAP_NET_ADMIN") && !is_essential("TUN USO"));
     }
 }

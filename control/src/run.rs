@@ -163,6 +163,7 @@ mod tests {
             io_note: Some("io_uring is disabled by kernel.io_uring_disabled".to_owned()),
             aead: "aws-lc",
             shards: 2,
+            pinned: false,
             tun_vnet: true,
             tun_tso: true,
             tun_uso: false,

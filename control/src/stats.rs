@@ -202,12 +202,13 @@ mod tests {
     fn an_answer_is_one_line_and_becomes_a_table_without_idle_drop_reasons() {
         let c = Counters::default();
         add(&c.udp_in, 12);
-        c.drop(Drop::Forged, 3);
+        c.count_drop(Drop::Forged, 3);
         let chosen = Capabilities {
             io: "mmsg",
             io_note: None,
             aead: "aws-lc",
             shards: 2,
+            pinned: false,
             tun_vnet: true,
             tun_tso: true,
             tun_uso: true,

@@ -264,16 +264,9 @@ impl Core {
     /// The interface went up or down. Down ends all sessions, as with other implementations; up starts
     /// handshakes with persistent peers.
     pub fn set_link_up(&mut self, up: bool, now: Time, wall: WallTime) {
-        if self.up && !up {
-            self.tunnel.clear_sessions();
-        }
-        if !self.up && up {
-            let peers: Vec<Arc<Peer>> = self.tunnel.peers().filter(|p| p.persistent_keepalive() > 0).cloned().collect();
-            for p in peers {
-                self.tunnel.initiate(now, wall, &p);
-            }
-        }
+        self.tunnel.set_up(up);
         self.up = up;
+        self.tunnel.handle_timeout(now, wall);
         self.pump();
     }
 
