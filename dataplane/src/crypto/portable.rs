@@ -10,14 +10,14 @@ impl Key {
         Self(ChaCha20Poly1305::new(key.into()))
     }
 
-    pub(super) fn seal(&self, nonce: [u8; 12], text: &mut [u8]) -> [u8; 16] {
+    pub(super) fn seal(&self, nonce: [u8; 12], aad: &[u8], text: &mut [u8]) -> [u8; 16] {
         // Fails only above the cipher's limit of 256 GiB.
-        self.0.encrypt_inout_detached(&nonce.into(), b"", text.into()).expect("a packet").into()
+        self.0.encrypt_inout_detached(&nonce.into(), aad, text.into()).expect("a packet").into()
     }
 
-    pub(super) fn open(&self, nonce: [u8; 12], buf: &mut [u8]) -> bool {
+    pub(super) fn open(&self, nonce: [u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
         let Some((text, tag)) = buf.split_last_chunk_mut::<16>() else { return false };
         let tag = Tag::from(*tag);
-        self.0.decrypt_inout_detached(&nonce.into(), b"", text.into(), &tag).is_ok()
+        self.0.decrypt_inout_detached(&nonce.into(), aad, text.into(), &tag).is_ok()
     }
 }

@@ -11,16 +11,16 @@ impl Key {
         Self(LessSafeKey::new(unbound))
     }
 
-    pub(super) fn seal(&self, nonce: [u8; 12], text: &mut [u8]) -> [u8; 16] {
+    pub(super) fn seal(&self, nonce: [u8; 12], aad: &[u8], text: &mut [u8]) -> [u8; 16] {
         let nonce = Nonce::assume_unique_for_key(nonce);
         // Fails only above the cipher's limit of 256 GiB.
-        let tag = self.0.seal_in_place_separate_tag(nonce, Aad::empty(), text).expect("a packet");
+        let tag = self.0.seal_in_place_separate_tag(nonce, Aad::from(aad), text).expect("a packet");
         let mut out = [0; 16];
         out.copy_from_slice(tag.as_ref());
         out
     }
 
-    pub(super) fn open(&self, nonce: [u8; 12], buf: &mut [u8]) -> bool {
-        self.0.open_in_place(Nonce::assume_unique_for_key(nonce), Aad::empty(), buf).is_ok()
+    pub(super) fn open(&self, nonce: [u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
+        self.0.open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(aad), buf).is_ok()
     }
 }
