@@ -43,11 +43,15 @@ struct Used {
     bytes: u64,
     authentic: bool,
     data: bool,
+    /// The counter that came last.
+    counter: u64,
 }
 
 pub(super) struct Inbox {
     messages: Vec<Message>,
     used: Vec<Used>,
+    /// Some session's counters do not ascend.
+    shuffled: bool,
     /// Where in `used` a receiver index was seen last, by its low bits.
     slots: [u16; 256],
     coalescer: Coalescer,
@@ -64,6 +68,7 @@ impl Inbox {
         Self {
             messages: Vec::with_capacity(BATCH),
             used: Vec::with_capacity(BATCH),
+            shuffled: false,
             slots: [0; 256],
             coalescer,
             pieces: Vec::with_capacity(BATCH),
@@ -181,12 +186,14 @@ impl<D: Driver> Shard<D> {
                     self.counters.count_drop(Drop::SessionExpired, 1);
                     return;
                 }
-                inbox.used.push(Used { session, path, bytes: 0, authentic: false, data: false });
+                inbox.used.push(Used { session, path, bytes: 0, authentic: false, data: false, counter });
                 let slot = inbox.used.len() - 1;
                 inbox.slots[receiver as usize % 256] = slot as u16;
                 slot
             }
         };
+        let before = std::mem::replace(&mut inbox.used[slot].counter, counter);
+        inbox.shuffled |= counter < before;
         inbox.messages.push(Message {
             datagrams: at as u32,
             offset: (start + DATA_HEADER_LEN) as u32,
@@ -280,10 +287,8 @@ impl<D: Driver> Shard<D> {
     /// Sorts each session's messages by counter if the network or the kernel changed their order: TCP takes
     /// reordering for loss.
     fn put_in_order(&mut self) {
-        let m = &mut self.inbox.messages;
-        let sorted = m.windows(2).all(|w| w[0].session != w[1].session || w[0].counter < w[1].counter);
-        if !sorted {
-            m.sort_unstable_by_key(|m| (m.session, m.counter));
+        if std::mem::take(&mut self.inbox.shuffled) {
+            self.inbox.messages.sort_unstable_by_key(|m| (m.session, m.counter));
         }
     }
 
