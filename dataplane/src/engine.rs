@@ -6,17 +6,15 @@ use crate::io::{clock, event::Bell, mmsg::Mmsg, udp, uring::Uring};
 use crate::keeper::{self, Core, SharedCore, SystemRng, UpdateError, lock};
 use crate::path::Path;
 use crate::shard::{Next, Shard, TunFormat};
-use crate::shared::{KEEPER_QUEUE, Mailbox, SIDE_QUEUE, Shared, SideDatagram, ToKeeper, ToShard};
-use crate::stats::{Counters, Stats};
-use crate::table::Routes;
-use crate::tunnel::{PublicKey, SessionTable, Tunnel};
-use arc_swap::{ArcSwap, ArcSwapOption};
+use crate::shared::{Mailbox, Shared, SideDatagram, ToKeeper, ToShard};
+use crate::stats::Stats;
+use crate::tunnel::{PublicKey, Tunnel};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -166,8 +164,6 @@ impl Engine {
             send_buffer: sockets[0].buffers().1,
         };
 
-        let (keeper_in, keeper_out) = bounded(KEEPER_QUEUE);
-        let (side_in, side) = bounded(SIDE_QUEUE);
         let mut mailboxes = Vec::new();
         let mut boxes = Vec::new();
         for _ in 0..count {
@@ -176,21 +172,11 @@ impl Engine {
             mailboxes.push(mailbox);
             boxes.push((bell, commands));
         }
-        let sessions = Arc::new(SessionTable::default());
-        let shared = Arc::new(Shared {
-            routes: ArcSwap::from_pointee(Routes::new()),
-            sessions: sessions.clone(),
-            mac: ArcSwapOption::empty(),
-            relays: ArcSwap::from_pointee(Vec::new()),
-            mtu: AtomicU16::new(mtu),
-            udp_gso: AtomicBool::new(config.udp_gso),
-            tun_gso: AtomicBool::new(config.tun_gso),
-            keeper: keeper_in.clone(),
-            side: side_in,
-            mailboxes,
-            counters: (0..=count).map(|_| Arc::new(Counters::default())).collect(),
-        });
-        let tunnel = Tunnel::new(backend, sessions, Box::new(SystemRng));
+        let (shared, queues) = Shared::new(mailboxes, mtu);
+        shared.udp_gso.store(config.udp_gso, Relaxed);
+        shared.tun_gso.store(config.tun_gso, Relaxed);
+        let shared = Arc::new(shared);
+        let tunnel = Tunnel::new(backend, shared.sessions.clone(), Box::new(SystemRng));
         let keeper_counters = shared.counters[count].clone();
         let core = Arc::new(Mutex::new(Core::new(tunnel, sockets.clone(), options, shared.clone(), keeper_counters)));
         let closed = Arc::new((Mutex::new(None), Condvar::new()));
@@ -208,15 +194,15 @@ impl Engine {
             let t = std::thread::Builder::new().name(format!("shard-{number}")).spawn(body);
             threads.push(t.map_err(EngineError::io("cannot start a thread"))?);
         }
-        let keeper_core = core.clone();
-        let t = std::thread::Builder::new().name("keeper".into()).spawn(move || keeper::run(&keeper_core, &keeper_out));
+        let (keeper_core, keeper_queue) = (core.clone(), queues.keeper);
+        let t = std::thread::Builder::new().name("keeper".into()).spawn(move || keeper::run(&keeper_core, &keeper_queue));
         threads.push(t.map_err(EngineError::io("cannot start a thread"))?);
 
         let engine = Self(Arc::new(Inner {
             core,
+            keeper: shared.keeper.clone(),
             shared,
-            side,
-            keeper: keeper_in,
+            side: queues.side,
             capabilities: Mutex::new(capabilities.clone()),
             closed,
             threads: Mutex::new(threads),

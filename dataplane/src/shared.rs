@@ -114,7 +114,37 @@ pub struct Shared {
     pub counters: Vec<Arc<Counters>>,
 }
 
+/// The reading ends of an engine's queues.
+#[derive(Debug)]
+pub struct Queues {
+    /// What shards tell the keeper.
+    pub keeper: Receiver<ToKeeper>,
+    /// STUN and ChannelData.
+    pub side: Receiver<SideDatagram>,
+}
+
 impl Shared {
+    /// The state of an engine with a shard for each of `mailboxes`, all offloads on, without keys and peers.
+    #[must_use]
+    pub fn new(mailboxes: Vec<Mailbox>, mtu: u16) -> (Self, Queues) {
+        let (keeper, keeper_end) = bounded(KEEPER_QUEUE);
+        let (side, side_end) = bounded(SIDE_QUEUE);
+        let shared = Self {
+            routes: ArcSwap::from_pointee(Routes::new()),
+            sessions: Arc::new(SessionTable::default()),
+            mac: ArcSwapOption::empty(),
+            relays: ArcSwap::from_pointee(Vec::new()),
+            mtu: AtomicU16::new(mtu),
+            udp_gso: AtomicBool::new(true),
+            tun_gso: AtomicBool::new(true),
+            keeper,
+            side,
+            counters: (0..=mailboxes.len()).map(|_| Arc::new(Counters::default())).collect(),
+            mailboxes,
+        };
+        (shared, Queues { keeper: keeper_end, side: side_end })
+    }
+
     /// Tells every shard.
     pub fn post_all(&self, command: impl Fn() -> ToShard) {
         for m in &self.mailboxes {

@@ -1,0 +1,1 @@
+//! What the kernel may say to a send or a write.
