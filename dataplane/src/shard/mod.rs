@@ -85,6 +85,7 @@ impl<D: Driver> Shard<D> {
         let now = clock();
         if blocked {
             self.retry(now)?;
+            self.resume_staged(now)?;
         }
         if !self.turn.datagrams.is_empty() {
             self.inbound(now)?;
@@ -106,6 +107,7 @@ impl<D: Driver> Shard<D> {
                 ToShard::Socket(socket) => {
                     self.drop_blocked();
                     self.driver.replace_udp(socket)?;
+                    self.resume_staged(now)?;
                 }
                 ToShard::Stop => {
                     self.staging.discard_all(&self.counters);

@@ -269,15 +269,25 @@ impl<D: Driver> Shard<D> {
             drop(self, Drop::NoPath);
             return Ok(Taken::Yes);
         };
-        let len = split.segment_len().max(split.last_len());
-        if !self.outbox.has_room(count, len) {
-            self.flush(now)?;
-            if self.outbox.is_blocked() && origin == Origin::Tun {
+        if origin == Origin::Tun && self.staging.len(&peer) > 0 {
+            // The session is there and the keeper's word of it is not yet: what waited goes first.
+            self.flush_staged(&peer, now)?;
+            if self.outbox.is_blocked() {
                 self.counters.tun_in.fetch_sub(count as u64, Relaxed);
                 return Ok(Taken::NotYet);
             }
-            if self.outbox.is_blocked() || !self.outbox.has_room(count, len) {
-                drop(self, if self.outbox.is_blocked() { Drop::SendBufferFull } else { Drop::TooBig });
+        }
+        let len = split.segment_len().max(split.last_len());
+        if !self.outbox.has_room(count, len) {
+            self.flush(now)?;
+            if self.outbox.is_blocked() {
+                if origin == Origin::Tun {
+                    self.counters.tun_in.fetch_sub(count as u64, Relaxed);
+                }
+                return Ok(Taken::NotYet);
+            }
+            if !self.outbox.has_room(count, len) {
+                drop(self, Drop::TooBig);
                 return Ok(Taken::Yes);
             }
         }
@@ -336,6 +346,11 @@ impl<D: Driver> Shard<D> {
     /// Sends `runs` and deals with what the socket said of each.
     fn transmit(&mut self, runs: &[Run], now: Time) -> io::Result<()> {
         for batch in runs.chunks(CALL_BATCH) {
+            if self.outbox.is_blocked() {
+                // Nothing overtakes what waits for the socket.
+                self.outbox.blocked.extend_from_slice(batch);
+                continue;
+            }
             let mut outcomes = std::mem::take(&mut self.outbox.outcomes);
             self.driver.send(&self.outbox.arena[..self.outbox.filled], batch, &mut outcomes)?;
             for (run, outcome) in batch.iter().zip(&outcomes) {
