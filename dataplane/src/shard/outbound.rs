@@ -58,7 +58,11 @@ pub(super) struct Outbox {
     used: Vec<Used>,
     blocked: Vec<Run>,
     blocked_since: Time,
+    /// Holds no run between two calls; changes places with `blocked`, so that neither is ever made anew.
+    retried: Vec<Run>,
     deferred: VecDeque<Packet>,
+    /// Holds no packet between two turns; changes places with those of the turn.
+    fresh: Vec<Packet>,
     outcomes: Outcomes,
     router: Router,
 }
@@ -74,7 +78,9 @@ impl Outbox {
             used: Vec::with_capacity(CALL_BATCH),
             blocked: Vec::with_capacity(PLACED),
             blocked_since: Time::ZERO,
+            retried: Vec::with_capacity(PLACED),
             deferred: VecDeque::with_capacity(crate::io::TURN_PACKETS),
+            fresh: Vec::with_capacity(crate::io::TURN_PACKETS),
             outcomes: Outcomes::with_capacity(CALL_BATCH),
             router: Router::new(shared),
         }
@@ -212,7 +218,8 @@ struct Sealing<'a> {
 
 impl<D: Driver> Shard<D> {
     pub(super) fn outbound(&mut self, now: Time) -> io::Result<()> {
-        let mut fresh = std::mem::take(&mut self.turn.packets);
+        // What is done with goes back into the turn, for its buffers to be recycled.
+        let mut fresh = std::mem::replace(&mut self.turn.packets, std::mem::take(&mut self.outbox.fresh));
         add(&self.counters.tun_reads, fresh.len() as u64);
         let mut deferred = std::mem::take(&mut self.outbox.deferred);
         while !self.outbox.is_blocked() {
@@ -233,10 +240,7 @@ impl<D: Driver> Shard<D> {
                 Taken::NotYet => deferred.push_back(p),
             }
         }
-        // Hands the emptied vector back together with the buffers that are done with.
-        if self.turn.packets.is_empty() {
-            self.turn.packets = fresh;
-        }
+        self.outbox.fresh = fresh;
         self.outbox.deferred = deferred;
         self.flush(now)
     }
@@ -403,11 +407,15 @@ impl<D: Driver> Shard<D> {
             return Ok(());
         }
         let since = self.outbox.blocked_since;
-        let blocked = std::mem::replace(&mut self.outbox.blocked, Vec::with_capacity(PLACED));
-        self.transmit(&blocked, now)?;
+        let mut blocked = std::mem::replace(&mut self.outbox.blocked, std::mem::take(&mut self.outbox.retried));
+        let r = self.transmit(&blocked, now);
+        let before = blocked.len();
+        blocked.clear();
+        self.outbox.retried = blocked;
+        r?;
         if self.outbox.is_blocked() {
             // Progress restarts the clock; none does not.
-            if self.outbox.blocked.len() == blocked.len() {
+            if self.outbox.blocked.len() == before {
                 self.outbox.blocked_since = since;
             }
         } else {
