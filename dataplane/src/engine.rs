@@ -195,7 +195,8 @@ impl Engine {
             threads.push(t.map_err(EngineError::io("cannot start a thread"))?);
         }
         let (keeper_core, keeper_queue) = (core.clone(), queues.keeper);
-        let t = std::thread::Builder::new().name("keeper".into()).spawn(move || keeper::run(&keeper_core, &keeper_queue));
+        let t =
+            std::thread::Builder::new().name("keeper".into()).spawn(move || keeper::run(&keeper_core, &keeper_queue));
         threads.push(t.map_err(EngineError::io("cannot start a thread"))?);
 
         let engine = Self(Arc::new(Inner {

@@ -179,7 +179,7 @@ fn alternating_sessions_are_put_in_order_too() {
     b.run();
     let written = packets(&b.written());
     for (n, flow) in (1u8..).zip(&reads) {
-        let of_flow: Vec<_> = written.iter().filter(|p| p[12..16] == [10, 0, 0, n]).cloned().collect();
+        let of_flow: Vec<_> = written.iter().filter(|p| p.0[12..16] == [10, 0, 0, n]).cloned().collect();
         assert_eq!(of_flow, packets(flow), "flow of node {n}");
     }
     b.stop();

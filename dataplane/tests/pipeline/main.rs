@@ -38,8 +38,18 @@ fn plain(p: &testing::Packet) -> Vec<u8> {
     [vec![0; dataplane::packet::virtio::VNET_LEN], p.bytes()].concat()
 }
 
+/// A packet that does not show all its bytes when a test fails.
+#[derive(Clone, PartialEq, Eq)]
+struct Plain(Vec<u8>);
+
+impl std::fmt::Debug for Plain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} B {:02x?}", self.0.len(), &self.0[..self.0.len().min(54)])
+    }
+}
+
 /// All packets in these TUN reads or writes, without the IDs that the kernel may choose (RFC 6864).
-fn packets(all: &[Vec<u8>]) -> Vec<Vec<u8>> {
+fn packets(all: &[Vec<u8>]) -> Vec<Plain> {
     let mut out: Vec<_> = all.iter().flat_map(|p| testing::segments(p.clone())).collect();
     for p in &mut out {
         let (tcp, transport) = if p[0] >> 4 == 4 { (p[9] == 6, 20) } else { (p[6] == 6, 40) };
@@ -49,5 +59,5 @@ fn packets(all: &[Vec<u8>]) -> Vec<Vec<u8>> {
             p[10..12].fill(0);
         }
     }
-    out
+    out.into_iter().map(Plain).collect()
 }
