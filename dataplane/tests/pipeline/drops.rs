@@ -171,7 +171,7 @@ fn an_expired_session_neither_sends_nor_receives() {
     let (mut a, mut b) = joined(OFFLOADS);
     let late = datagrams(&mut a, [udp(0, 10), udp(1, 10)]);
     // Time passes while both machines are suspended: no timer was served.
-    a.now = a.now + Duration::from_secs(181);
+    a.now += Duration::from_secs(181);
     b.now = a.now;
     b.receive_all(address(1), late);
     b.turn();

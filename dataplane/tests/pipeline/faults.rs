@@ -33,7 +33,7 @@ fn a_socket_that_is_full_for_a_moment_loses_nothing() {
     for from in 0..3 {
         let (mut a, mut b, reads) = through(fail(libc::EAGAIN, from..from + 3));
         for _ in 0..5 {
-            a.now = a.now + Duration::from_millis(10);
+            a.now += Duration::from_millis(10);
             a.run();
         }
         carry(&mut a, &mut b);
@@ -57,7 +57,7 @@ fn a_socket_that_stays_full_costs_what_was_sealed_and_holds_the_rest_back() {
         a.turn();
     }
     assert_eq!(a.shard.driver().packets.len(), 97);
-    a.now = a.now + Duration::from_millis(101);
+    a.now += Duration::from_millis(101);
     a.turn();
     a.assert_drops(&[(Drop::SendBufferFull, 60)]);
     // And goes on when the socket takes datagrams again.
@@ -77,7 +77,7 @@ fn packets_that_waited_for_a_session_survive_a_full_socket() {
     a.shard.driver().send_fault = fail(libc::EAGAIN, 0..4);
     settle(&mut a, &mut b);
     for _ in 0..8 {
-        a.now = a.now + Duration::from_millis(10);
+        a.now += Duration::from_millis(10);
         settle(&mut a, &mut b);
     }
     a.assert_drops(&[]);
@@ -103,7 +103,7 @@ fn a_session_that_comes_while_the_socket_is_full_loses_nothing() {
     a.turn();
     a.keep();
     for _ in 0..6 {
-        a.now = a.now + Duration::from_millis(10);
+        a.now += Duration::from_millis(10);
         a.run();
     }
     let sent = a.sent();
@@ -178,7 +178,7 @@ fn a_socket_that_fills_up_while_a_run_is_sent_singly_loses_nothing() {
         }
     })));
     for _ in 0..8 {
-        a.now = a.now + Duration::from_millis(10);
+        a.now += Duration::from_millis(10);
         a.run();
     }
     a.assert_drops(&[]);
