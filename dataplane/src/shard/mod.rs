@@ -4,6 +4,7 @@
 
 mod inbound;
 mod outbound;
+mod pace;
 mod routing;
 mod staging;
 
@@ -15,6 +16,7 @@ use crate::stats::Counters;
 use crossbeam::channel::Receiver;
 use inbound::Inbox;
 use outbound::Outbox;
+use pace::Pace;
 use staging::Staging;
 use std::io;
 use std::sync::Arc;
@@ -43,6 +45,7 @@ pub struct Shard<D> {
     outbox: Outbox,
     inbox: Inbox,
     staging: Staging,
+    pace: Pace,
 }
 
 /// Whether the loop goes on.
@@ -70,6 +73,7 @@ impl<D: Driver> Shard<D> {
             outbox: Outbox::new(&shared),
             inbox: Inbox::new(coalescer, &shared),
             staging: Staging::default(),
+            pace: Pace::default(),
             shared,
         }
     }
@@ -81,8 +85,10 @@ impl<D: Driver> Shard<D> {
     pub fn turn(&mut self, timeout: Option<Duration>, clock: impl FnOnce() -> Time) -> io::Result<Next> {
         let blocked = self.outbox.is_blocked();
         let timeout = if blocked { Some(outbound::BLOCKED_LIMIT) } else { timeout };
-        self.driver.receive(&mut self.turn, Want { packets: !blocked, writable: blocked, timeout })?;
+        let want = Want { packets: !blocked, writable: blocked, timeout, gather: self.pace.is_fast() && !blocked };
+        self.driver.receive(&mut self.turn, want)?;
         let now = clock();
+        self.pace.note(now, self.turn.packets.len() + self.turn.datagrams.len());
         if blocked {
             self.retry(now)?;
         }

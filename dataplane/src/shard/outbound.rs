@@ -351,7 +351,9 @@ impl<D: Driver> Shard<D> {
                         }
                         self.outbox.blocked.push(*run);
                     }
-                    Err(errno @ (libc::EIO | libc::EINVAL | libc::EMSGSIZE)) if n > 1 => self.send_singly(run, errno, now)?,
+                    Err(errno @ (libc::EIO | libc::EINVAL | libc::EMSGSIZE)) if n > 1 => {
+                        self.send_singly(run, errno, now)?
+                    }
                     Err(libc::EMSGSIZE) => self.counters.count_drop(Drop::TooBig, n),
                     Err(libc::ENOBUFS | libc::ENOMEM) => self.counters.count_drop(Drop::SendBufferFull, n),
                     Err(_) => self.counters.count_drop(Drop::SendFailed, n),
