@@ -6,7 +6,7 @@ pub mod packets;
 use criterion::Criterion;
 use std::time::Duration;
 
-/// Short runs: all benches together take about two minutes, and the medians are good to a few per cent on a
+/// Short runs: all benches together take about a minute, and the medians are good to a few per cent on a
 /// quiet machine.
 #[must_use]
 pub fn criterion() -> Criterion {
