@@ -351,7 +351,7 @@ impl<D: Driver> Shard<D> {
                         }
                         self.outbox.blocked.push(*run);
                     }
-                    Err(errno @ (libc::EIO | libc::EINVAL)) if n > 1 => self.send_singly(run, errno, now)?,
+                    Err(errno @ (libc::EIO | libc::EINVAL | libc::EMSGSIZE)) if n > 1 => self.send_singly(run, errno, now)?,
                     Err(libc::EMSGSIZE) => self.counters.count_drop(Drop::TooBig, n),
                     Err(libc::ENOBUFS | libc::ENOMEM) => self.counters.count_drop(Drop::SendBufferFull, n),
                     Err(_) => self.counters.count_drop(Drop::SendFailed, n),
@@ -363,8 +363,9 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Sends a run that the kernel would not segment, one datagram a time. `EIO` means that the device has
-    /// no checksum offload and never will (udp(7)): segmentation stays off from here on. `EINVAL` means that
-    /// this path's MTU is below the segment size: only this run is affected.
+    /// no checksum offload and never will (udp(7)): segmentation stays off from here on. `EMSGSIZE` (`EINVAL`
+    /// on older kernels) means that this path's MTU is below the segment size: only this run is affected, its
+    /// datagrams go out as fragments.
     fn send_singly(&mut self, run: &Run, errno: i32, now: Time) -> io::Result<()> {
         if errno == libc::EIO && self.shared.udp_gso.swap(false, Relaxed) {
             tracing::info!("the network device refuses UDP segmentation offload (EIO): switched off");
