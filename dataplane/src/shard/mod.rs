@@ -84,7 +84,11 @@ impl<D: Driver> Shard<D> {
     /// What ends the shard: the device is gone, or the driver broke.
     pub fn turn(&mut self, timeout: Option<Duration>, clock: impl FnOnce() -> Time) -> io::Result<Next> {
         let blocked = self.outbox.is_blocked();
-        let timeout = if blocked { Some(outbound::BLOCKED_LIMIT) } else { timeout };
+        let timeout = match (blocked, self.staging.is_empty()) {
+            (true, _) => Some(outbound::BLOCKED_LIMIT),
+            (false, false) => Some(timeout.map_or(staging::LOOK, |t| t.min(staging::LOOK))),
+            (false, true) => timeout,
+        };
         let want = Want { packets: !blocked, writable: blocked, timeout, gather: self.pace.is_fast() && !blocked };
         self.driver.receive(&mut self.turn, want)?;
         let now = clock();
@@ -101,6 +105,7 @@ impl<D: Driver> Shard<D> {
         self.turn.woken = false;
         self.turn.writable = false;
         self.driver.recycle(&mut self.turn);
+        self.look_over_staged(now)?;
         self.commands(now)
     }
 

@@ -57,8 +57,12 @@ pub(super) struct Outbox {
     placed: Vec<Placed>,
     used: Vec<Used>,
     blocked: Vec<Run>,
+    /// Swapped with `blocked` at each new try.
+    retried: Vec<Run>,
     blocked_since: Time,
     deferred: VecDeque<Packet>,
+    /// Swapped with the turn's vector of packets.
+    done: Vec<Packet>,
     outcomes: Outcomes,
     router: Router,
 }
@@ -73,8 +77,10 @@ impl Outbox {
             placed: Vec::with_capacity(PLACED),
             used: Vec::with_capacity(CALL_BATCH),
             blocked: Vec::with_capacity(PLACED),
+            retried: Vec::with_capacity(PLACED),
             blocked_since: Time::ZERO,
             deferred: VecDeque::with_capacity(crate::io::TURN_PACKETS),
+            done: Vec::with_capacity(2 * crate::io::TURN_PACKETS),
             outcomes: Outcomes::with_capacity(CALL_BATCH),
             router: Router::new(shared),
         }
@@ -212,9 +218,10 @@ struct Sealing<'a> {
 
 impl<D: Driver> Shard<D> {
     pub(super) fn outbound(&mut self, now: Time) -> io::Result<()> {
-        let mut fresh = std::mem::take(&mut self.turn.packets);
-        add(&self.counters.tun_reads, fresh.len() as u64);
+        // Both vectors are kept, so that a turn allocates nothing: `done` goes back to the driver by the turn.
+        let mut fresh = std::mem::replace(&mut self.turn.packets, std::mem::take(&mut self.outbox.done));
         let mut deferred = std::mem::take(&mut self.outbox.deferred);
+        add(&self.counters.tun_reads, fresh.len() as u64);
         while !self.outbox.is_blocked() {
             let Some(mut p) = deferred.pop_front() else { break };
             match self.send_read(p.bytes_mut(), now, Origin::Tun)? {
@@ -223,20 +230,14 @@ impl<D: Driver> Shard<D> {
             }
         }
         for mut p in fresh.drain(..) {
-            if self.outbox.is_blocked() {
-                // Keep it, and the sender's queue behind it, until the socket takes datagrams again.
-                deferred.push_back(p);
-                continue;
-            }
-            match self.send_read(p.bytes_mut(), now, Origin::Tun)? {
+            // Keep it, and the sender's queue behind it, until the socket takes datagrams again.
+            let blocked = self.outbox.is_blocked();
+            match if blocked { Taken::NotYet } else { self.send_read(p.bytes_mut(), now, Origin::Tun)? } {
                 Taken::Yes => self.turn.packets.push(p),
                 Taken::NotYet => deferred.push_back(p),
             }
         }
-        // Hands the emptied vector back together with the buffers that are done with.
-        if self.turn.packets.is_empty() {
-            self.turn.packets = fresh;
-        }
+        self.outbox.done = fresh;
         self.outbox.deferred = deferred;
         self.flush(now)
     }
@@ -261,7 +262,7 @@ impl<D: Driver> Shard<D> {
         let session = match peer.current() {
             Some(s) if !s.expired(now) => s,
             _ => {
-                self.stage(&peer, read, count);
+                self.stage(&peer, read, count, now);
                 return Ok(Taken::Yes);
             }
         };
@@ -300,12 +301,12 @@ impl<D: Driver> Shard<D> {
         Ok(Taken::Yes)
     }
 
-    fn stage(&mut self, peer: &Arc<Peer>, read: &[u8], count: usize) {
+    fn stage(&mut self, peer: &Arc<Peer>, read: &[u8], count: usize, now: Time) {
         if peer.path().is_none() {
             self.counters.count_drop(Drop::NoPath, count as u64);
             return;
         }
-        if !self.staging.push(peer, read, count as u32) {
+        if !self.staging.push(peer, read, count as u32, now) {
             self.counters.count_drop(Drop::StagingFull, count as u64);
         }
         self.shared.request_handshake(peer);
@@ -391,17 +392,18 @@ impl<D: Driver> Shard<D> {
             return Ok(());
         }
         let since = self.outbox.blocked_since;
-        let blocked = std::mem::replace(&mut self.outbox.blocked, Vec::with_capacity(PLACED));
-        self.transmit(&blocked, now)?;
-        if self.outbox.is_blocked() {
-            // Progress restarts the clock; none does not.
-            if self.outbox.blocked.len() == blocked.len() {
-                self.outbox.blocked_since = since;
-            }
-        } else {
+        let spare = std::mem::take(&mut self.outbox.retried);
+        let mut blocked = std::mem::replace(&mut self.outbox.blocked, spare);
+        let r = self.transmit(&blocked, now);
+        if !self.outbox.is_blocked() {
             self.outbox.reset();
+        } else if self.outbox.blocked.len() == blocked.len() {
+            // Progress restarts the clock; none does not.
+            self.outbox.blocked_since = since;
         }
-        Ok(())
+        blocked.clear();
+        self.outbox.retried = blocked;
+        r
     }
 
     /// Gives up on what a full socket buffer held back.

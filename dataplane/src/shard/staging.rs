@@ -1,70 +1,123 @@
 //! Packets that wait for a session.
 
+use super::Shard;
+use super::outbound::Origin;
+use crate::Time;
+use crate::io::Driver;
 use crate::stats::{Counters, Drop};
 use crate::tunnel::Peer;
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Reads from TUN that wait for one peer.
-pub(super) const PEER_PACKETS: usize = 128;
+const PEER_READS: usize = 128;
 /// Bytes that wait in one shard.
-pub(super) const SHARD_BYTES: usize = 4 << 20;
+const SHARD_BYTES: usize = 4 << 20;
+/// Reads wait at most this long: handshakes are given up after 90 s (REKEY_ATTEMPT_TIME), and the keeper says so;
+/// this is for when its word was lost.
+const LIMIT: Duration = Duration::from_secs(95);
+/// While something waits, the shard looks over it this often.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
+/// A TUN read and the number of packets in it.
+struct Read {
+    bytes: Box<[u8]>,
+    count: u32,
+}
+
 struct Queue {
-    /// What TUN gave, and how many packets that is.
-    packets: VecDeque<(Box<[u8]>, u32)>,
+    peer: Arc<Peer>,
+    /// When the oldest came.
+    since: Time,
+    reads: VecDeque<Read>,
 }
 
 /// The packets that wait, by peer.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Staging {
     peers: HashMap<u32, Queue>,
     bytes: usize,
+    looked: Time,
 }
 
 impl Staging {
+    pub(super) fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
     /// Keeps a copy of a TUN read of `count` packets; false if there is no room.
-    pub(super) fn push(&mut self, peer: &Peer, read: &[u8], count: u32) -> bool {
-        if self.bytes + read.len() > SHARD_BYTES {
+    pub(super) fn push(&mut self, peer: &Arc<Peer>, bytes: &[u8], count: u32, now: Time) -> bool {
+        if self.bytes + bytes.len() > SHARD_BYTES {
             return false;
         }
-        let q = self.peers.entry(peer.id).or_insert_with(|| Queue { packets: VecDeque::new() });
-        if q.packets.len() >= PEER_PACKETS {
+        let new = || Queue { peer: peer.clone(), since: now, reads: VecDeque::new() };
+        let q = self.peers.entry(peer.id).or_insert_with(new);
+        if q.reads.len() >= PEER_READS {
             return false;
         }
-        self.bytes += read.len();
-        q.packets.push_back((read.into(), count));
+        self.bytes += bytes.len();
+        q.reads.push_back(Read { bytes: bytes.into(), count });
         true
     }
 
     /// Takes out what waits for `peer`, oldest first.
-    pub(super) fn take(&mut self, peer: &Peer) -> VecDeque<(Box<[u8]>, u32)> {
-        let packets = self.peers.remove(&peer.id).map(|q| q.packets).unwrap_or_default();
-        self.bytes -= packets.iter().map(|(p, _)| p.len()).sum::<usize>();
-        packets
+    fn take(&mut self, peer: &Peer) -> VecDeque<Read> {
+        let reads = self.peers.remove(&peer.id).map(|q| q.reads).unwrap_or_default();
+        self.bytes -= reads.iter().map(|r| r.bytes.len()).sum::<usize>();
+        reads
     }
 
     /// Drops everything.
     pub(super) fn discard_all(&mut self, counters: &Counters) {
         for (_, q) in self.peers.drain() {
-            let n: u32 = q.packets.iter().map(|(_, n)| n).sum();
-            counters.count_drop(Drop::StagingExpired, u64::from(n));
+            count(counters, Drop::StagingExpired, &q.reads);
         }
         self.bytes = 0;
     }
 }
 
-impl<D: crate::io::Driver> super::Shard<D> {
-    pub(super) fn discard_staged(&mut self, peer: &Arc<Peer>) {
-        let n: u32 = self.staging.take(peer).iter().map(|(_, n)| n).sum();
-        self.counters.count_drop(Drop::StagingExpired, u64::from(n));
+fn count(counters: &Counters, reason: Drop, reads: &VecDeque<Read>) {
+    counters.count_drop(reason, reads.iter().map(|r| u64::from(r.count)).sum());
+}
+
+impl<D: Driver> Shard<D> {
+    pub(super) fn discard_staged(&mut self, peer: &Peer) {
+        count(&self.counters, Drop::StagingExpired, &self.staging.take(peer));
     }
 
-    pub(super) fn flush_staged(&mut self, peer: &Arc<Peer>, now: crate::Time) -> std::io::Result<()> {
-        for (mut read, _) in self.staging.take(peer) {
-            self.send_read(&mut read, now, super::outbound::Origin::Staged)?;
+    /// Sends what waits for `peer`. While sends are blocked it goes on waiting: the next look finds it.
+    pub(super) fn flush_staged(&mut self, peer: &Peer, now: Time) -> io::Result<()> {
+        if self.outbox.is_blocked() {
+            return Ok(());
+        }
+        let mut reads = self.staging.take(peer);
+        while let Some(mut read) = reads.pop_front() {
+            self.send_read(&mut read.bytes, now, Origin::Staged)?;
+            if self.outbox.is_blocked() {
+                count(&self.counters, Drop::SendBufferFull, &reads);
+                return Ok(());
+            }
         }
         self.flush(now)
+    }
+
+    /// Deals with what no command came for: sends to peers that have a session, drops what waits for peers that
+    /// are gone or do not answer.
+    pub(super) fn look_over_staged(&mut self, now: Time) -> io::Result<()> {
+        if self.staging.is_empty() || now.since(self.staging.looked) < LOOK {
+            return Ok(());
+        }
+        self.staging.looked = now;
+        let waiting: Vec<(Arc<Peer>, Time)> = self.staging.peers.values().map(|q| (q.peer.clone(), q.since)).collect();
+        for (peer, since) in waiting {
+            if peer.is_removed() || now.since(since) > LIMIT {
+                self.discard_staged(&peer);
+            } else if peer.current().is_some_and(|s| !s.expired(now)) {
+                self.flush_staged(&peer, now)?;
+            }
+        }
+        Ok(())
     }
 }
