@@ -316,13 +316,7 @@ impl Engine {
         }
         close(&self.0.closed, Closed::Shutdown);
         for m in &self.0.shared.mailboxes {
-            // A full box is being emptied by its shard; one that has ended takes nothing and needs nothing.
-            for _ in 0..100 {
-                if m.post(ToShard::Stop) {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            m.post_surely(ToShard::Stop);
         }
         let _ = self.0.keeper.send_timeout(ToKeeper::Stop, Duration::from_secs(1));
         let threads = std::mem::take(&mut *self.0.threads.lock().unwrap_or_else(PoisonError::into_inner));

@@ -16,6 +16,8 @@ use std::time::Duration;
 /// Shards start the 10 s and 15 s timers without telling the keeper, which so looks at least this often
 /// while there are peers.
 const TICK: Duration = Duration::from_secs(1);
+/// A look at the timers goes over all peers: while messages come in, this long apart at least.
+const SCAN_PAUSE: Duration = Duration::from_millis(5);
 /// A queue of handshakes longer than this means load: cookies are asked for (WireGuard paper, section 5.3).
 const UNDER_LOAD_QUEUE: usize = KEEPER_QUEUE / 8;
 /// Load is over this long after the queue was last that long.
@@ -220,7 +222,7 @@ impl Core {
         let sockets =
             udp::Socket::open(self.sockets.len(), options).map_err(|source| UpdateError::Socket { port, source })?;
         for (m, s) in self.shared.mailboxes.iter().zip(&sockets) {
-            m.post(ToShard::Socket(s.clone()));
+            m.post_surely(ToShard::Socket(s.clone()));
         }
         self.sockets = sockets;
         self.options = options;
@@ -347,9 +349,9 @@ impl Core {
 
 /// The keeper's loop; returns when told to stop.
 pub fn run(core: &Mutex<Core>, queue: &Receiver<ToKeeper>) {
-    let mut wait = TICK;
+    let mut next_scan = Time::ZERO;
     loop {
-        let first = match queue.recv_timeout(wait) {
+        let first = match queue.recv_timeout(next_scan.since(clock::now()).clamp(SCAN_PAUSE / 5, TICK)) {
             Ok(m) => Some(m),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => return,
@@ -362,9 +364,14 @@ pub fn run(core: &Mutex<Core>, queue: &Receiver<ToKeeper>) {
             }
             core.handle(message, now, wall, queue.len());
         }
-        core.tunnel.handle_timeout(now, wall);
         core.pump();
-        let next = core.tunnel.poll_timeout(now);
-        wait = next.map_or(TICK, |t| t.since(clock::now())).clamp(Duration::from_millis(1), TICK);
+        if now >= next_scan {
+            core.tunnel.handle_timeout(now, wall);
+            core.pump();
+            next_scan = core.tunnel.poll_timeout(now).map_or(now + TICK, |t| t.min(now + TICK));
+        } else {
+            // What was just handled may have started a timer.
+            next_scan = next_scan.min(now + SCAN_PAUSE);
+        }
     }
 }

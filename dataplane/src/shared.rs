@@ -10,9 +10,10 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
+use std::time::Duration;
 
-/// Handshake messages and requests that wait for the keeper. At 10,000 handshakes a second and core this is
-/// a tenth of a second of work; more would be answered too late to be of use.
+/// Handshake messages and requests that wait for the keeper. At 6,000 handshakes a second (a responder, one core)
+/// this is a sixth of a second of work; more would be answered too late to be of use.
 pub const KEEPER_QUEUE: usize = 1024;
 /// STUN and ChannelData datagrams that wait for the engine's user.
 pub const SIDE_QUEUE: usize = 1024;
@@ -79,9 +80,16 @@ impl Mailbox {
     }
 
     /// Posts `command` and wakes the shard. A full box loses it: [`ToShard::Flush`] and
-    /// [`ToShard::Discard`] are hints (the next packet, or the staging time limit, does the same).
-    pub fn post(&self, command: ToShard) -> bool {
-        let posted = self.sender.try_send(command).is_ok();
+    /// [`ToShard::Discard`] are hints that save waiting, a shard looks over what it has staged every second.
+    pub fn post(&self, command: ToShard) {
+        let _ = self.sender.try_send(command);
+        self.bell.ring();
+    }
+
+    /// Posts `command` and waits, at most a second, for room in a full box. False: the shard has ended or hangs.
+    pub fn post_surely(&self, command: ToShard) -> bool {
+        self.bell.ring();
+        let posted = self.sender.send_timeout(command, Duration::from_secs(1)).is_ok();
         self.bell.ring();
         posted
     }

@@ -75,8 +75,6 @@ reasons! {
     CookieSent = "cookie_sent",
     /// Inbound: the queue of STUN and ChannelData for the engine's user was full.
     SideQueueFull = "side_queue_full",
-    /// Inbound: dropped early because datagrams had waited too long in the socket.
-    QueueDelay = "queue_delay",
 }
 
 /// One writer's counters (a shard or the keeper). Written with relaxed stores by their owner, read by anyone.

@@ -148,10 +148,11 @@ pub fn target_dir() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from)
 }
 
-/// Environment for a daemon. `WG_SUDO` keeps a stand-in from giving up root, which it cannot undo in a namespace.
+/// Environment for a daemon. Two are for boringtun: `WG_SUDO` keeps it from giving up root, which it cannot undo in a
+/// namespace, and with one thread an end it is fastest where both ends share two cores.
 #[must_use]
-pub fn environment(level: &str) -> [(&'static str, String); 2] {
-    [("LOG_LEVEL", level.to_owned()), ("WG_SUDO", "true".to_owned())]
+pub fn environment(level: &str) -> [(&'static str, String); 3] {
+    [("LOG_LEVEL", level.to_owned()), ("WG_SUDO", "true".to_owned()), ("WG_THREADS", "1".to_owned())]
 }
 
 /// Where the UAPI socket of an interface is.

@@ -32,8 +32,12 @@ fn the_doctor_prints_json_that_agrees_with_the_machine() {
     scene(|binary| {
         let text = run(Command::new(binary).args(["doctor", "--json"]))?;
         let report: Value = serde_json::from_str(&text).with_context(|| format!("no JSON: {text:?}"))?;
-        let object = report.as_object().context("not an object")?;
-        ensure!(object.len() >= 5, "only {} entries: {text}", object.len());
+        ensure!(report["usable"] == true, "not usable here: {text}");
+        let items = report["items"].as_array().context("no items")?;
+        ensure!(items.len() >= 10, "only {} items: {text}", items.len());
+        for i in items {
+            ensure!(["yes", "limited"].contains(&i["state"].as_str().unwrap_or_default()), "{i}");
+        }
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
         ensure!(text.contains(release.trim()), "another kernel than {release}: {text}");
         Ok(())

@@ -55,10 +55,9 @@ fn cell(peer: &Implementation, outer: Outer, io: Io, big: bool) {
             udp_echo(pair.ns(Side::B), pair.ns(Side::A), Side::A.inner6(), sizes)?;
             for side in [Side::A, Side::B] {
                 let peer = pair.peer(side)?;
-                ensure!(
-                    peer.latest_handshake.is_some() && peer.rx > 25 * MB && peer.tx > 25 * MB,
-                    "{side:?}: {peer:?}"
-                );
+                // boringtun reports the age of a handshake as its time and rounds it to 0: none, for `wg`.
+                ensure!(side == Side::B || peer.latest_handshake.is_some(), "{side:?}: {peer:?}");
+                ensure!(peer.rx > 25 * MB && peer.tx > 25 * MB, "{side:?}: {peer:?}");
                 ensure!(peer.endpoint == Some(pair.endpoint(side.other())), "{side:?}: {peer:?}");
             }
             pair.both_run()?;

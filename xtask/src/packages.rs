@@ -57,7 +57,7 @@ pub(crate) fn boringtun(steps: &mut Steps) -> Result<()> {
     }
     let root = tools();
     let mut cargo = cargo();
-    cargo.args(["install", "boringtun-cli", "--version", BORINGTUN_VERSION, "--locked", "--quiet", "--root"]).arg(root);
+    cargo.args(["install", "boringtun-cli", "--version", BORINGTUN_VERSION, "--locked", "--root"]).arg(root);
     steps.run(&format!("boringtun-cli {BORINGTUN_VERSION} into target/tools"), &mut cargo)
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn ipop_fast(steps: &mut Steps) -> Result<PathBuf> {
         println!("  IPOP_FAST is set: {} is the program under test", path.display());
         return Implementation::under_test().binary();
     }
-    steps.run("release build", cargo().args(["build", "--release", "--quiet", "-p", "ipop-control"]))?;
+    steps.run("release build", cargo().args(["build", "--release", "-p", "ipop-control"]))?;
     let path = target_dir().join("release/ipop-fast");
     path.canonicalize().with_context(|| format!("no {}", path.display()))
 }

@@ -26,6 +26,8 @@ const SHOWN: usize = 200;
 pub(crate) struct Steps {
     done: Vec<Done>,
     left_out: Vec<String>,
+    /// Tests that the runner counts as passed, but that said they could not run.
+    tests_left_out: u64,
     terminal: bool,
     logs: PathBuf,
 }
@@ -49,7 +51,13 @@ impl Steps {
     pub(crate) fn new(logs: &str) -> Result<Self> {
         let logs = target_dir().join(logs);
         std::fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
-        Ok(Self { done: Vec::new(), left_out: Vec::new(), terminal: std::io::stdout().is_terminal(), logs })
+        Ok(Self {
+            done: Vec::new(),
+            left_out: Vec::new(),
+            tests_left_out: 0,
+            terminal: std::io::stdout().is_terminal(),
+            logs,
+        })
     }
 
     /// Notes something that was not done, and why.
@@ -107,10 +115,11 @@ impl Steps {
         if self.terminal {
             print!("\r\x1b[K");
         }
-        let (seconds, ok) = (step.start.elapsed().as_secs_f64(), status.success());
+        let (seconds, ok) = (step.seconds(), status.success());
         println!("  {}  {} ({seconds:.1} s)", if ok { "ok  " } else { "FAIL" }, step.name);
         let results = step.results();
         for line in step.left_out_lines() {
+            self.tests_left_out += 1;
             self.left_out(line);
         }
         self.done.push(Done { name: step.name.clone(), seconds, ok, results });
@@ -136,7 +145,8 @@ impl Steps {
         }
         let sum =
             |what: &str| -> u64 { self.done.iter().flat_map(|d| &d.results).map(|l| number_before(l, what)).sum() };
-        println!("\n{} passed, {} failed, {} skipped", sum("passed"), sum("failed"), sum("ignored"));
+        let passed = sum("passed").saturating_sub(self.tests_left_out);
+        println!("\n{passed} passed, {} failed, {} skipped", sum("failed"), sum("ignored") + self.tests_left_out);
     }
 
     /// Whether a step has failed.
@@ -156,6 +166,15 @@ impl Running {
         let tests = text.lines().filter(|l| l.starts_with("test ") && l.ends_with(" ok")).count();
         let last = text.lines().last().unwrap_or_default().trim().to_owned();
         if tests > 0 { format!("{tests} tests ok; {last}") } else { last }
+    }
+
+    /// How long it ran: one in the background may have ended before somebody asked, its last words tell when.
+    fn seconds(&self) -> f64 {
+        let written = std::fs::metadata(&self.log).and_then(|m| m.modified());
+        let since = written.ok().and_then(|w| w.elapsed().ok()).unwrap_or_default();
+        let quiet = std::fs::metadata(&self.log).map_or(true, |m| m.len() == 0);
+        let run = self.start.elapsed();
+        if quiet { run } else { run.saturating_sub(since) }.as_secs_f64()
     }
 
     fn results(&self) -> Vec<String> {

@@ -41,12 +41,9 @@ fn all(steps: &mut Steps, options: &Options) -> Result<()> {
     packages::install(steps)?;
     if options.filter.is_none() {
         steps.run("format", cargo().args(["fmt", "--all", "--check"]))?;
-        steps.run(
-            "lints",
-            cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-        )?;
+        steps.run("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     }
-    steps.run("test build", cargo().args(["test", "--quiet", "--workspace", "--no-run"]))?;
+    steps.run("test build", cargo().args(["test", "--workspace", "--no-run"]))?;
     // Every test that can run does, also after a failure: one run tells all.
     let mut failures = Vec::new();
     let mut unit = cargo();

@@ -3,8 +3,8 @@
 use super::event::Bell;
 use super::msg::{CONTROL_LEN, Control, NAME_LEN, Name, udp_gro, udp_segment};
 use super::{
-    Buffer, CALL_BATCH, CALL_PIECES, Datagrams, Driver, Outcomes, Packet, Piece, Run, TURN_BYTES, TURN_DATAGRAMS,
-    TURN_PACKETS, Turn, Want, Write, errno, tun, udp,
+    Buffer, CALL_BATCH, CALL_PIECES, Datagrams, Driver, GATHER_TIME, Outcomes, Packet, Piece, Run, TURN_BYTES,
+    TURN_DATAGRAMS, TURN_PACKETS, Turn, Want, Write, errno, tun, udp,
 };
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -63,7 +63,7 @@ impl Mmsg {
         };
         // SAFETY: all-zero message headers, slices and names are valid.
         let vectors = unsafe { Box::<Vectors>::new_zeroed().assume_init() };
-        let armed = Want { packets: true, writable: false, timeout: None };
+        let armed = Want { packets: true, writable: false, timeout: None, gather: false };
         let pool = Vec::with_capacity(TURN_PACKETS + TURN_DATAGRAMS);
         let (tun_ready, udp_ready) = (true, true);
         let s = Self { epoll, tun, udp, bell, pool, vectors, depth: DEPTH_MIN, tun_ready, udp_ready, armed };
@@ -224,8 +224,14 @@ impl Driver for Mmsg {
         // After a busy turn there is usually more: ask the descriptors themselves before epoll.
         self.take_in(turn, want)?;
         if turn.packets.is_empty() && turn.datagrams.is_empty() {
-            self.wait(turn, want)?;
-            self.take_in(turn, want)?;
+            if want.gather {
+                super::thread::nap(GATHER_TIME);
+                self.take_in(turn, want)?;
+            }
+            if turn.packets.is_empty() && turn.datagrams.is_empty() {
+                self.wait(turn, want)?;
+                self.take_in(turn, want)?;
+            }
         } else if want.writable {
             self.wait(turn, Want { timeout: Some(std::time::Duration::ZERO), ..want })?;
         }

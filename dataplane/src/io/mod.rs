@@ -130,7 +130,15 @@ pub struct Want {
     pub writable: bool,
     /// Wait at most this long; `None`: until something happens; zero: do not wait.
     pub timeout: Option<Duration>,
+    /// Many small reads come in: rather wait [`GATHER_TIME`] for [`GATHER_READS`] of them than take each
+    /// alone. A wake-up, a send and the receiver's wake-up are then paid once for all.
+    pub gather: bool,
 }
+
+/// How long a driver waits for more reads under [`Want::gather`].
+pub const GATHER_TIME: Duration = Duration::from_micros(50);
+/// How many reads end that wait.
+pub const GATHER_READS: usize = 16;
 
 /// Equal-sized datagrams (the last may be shorter) for one address, sent by one call.
 #[derive(Clone, Copy, Debug)]

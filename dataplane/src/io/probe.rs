@@ -95,7 +95,7 @@ fn capabilities(r: &mut Report) {
         .and_then(|v| u64::from_str_radix(&v, 16).ok())
         .unwrap_or(0);
     if effective & (1 << CAP_NET_ADMIN) != 0 {
-        r.add("CAP_NET_ADMIN", State::Yes, "may create interfaces and large socket buffers");
+        r.add("CAP_NET_ADMIN", State::Yes, "this capability lets it create interfaces and large socket buffers");
     } else {
         r.add("CAP_NET_ADMIN", State::No, "missing");
         r.advise("Run as root, or: setcap cap_net_admin+ep \"$(command -v ipop-fast)\". In a container: --cap-add NET_ADMIN.");

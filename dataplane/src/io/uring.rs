@@ -9,8 +9,8 @@ use super::event::Bell;
 use super::mmsg::fill_slices;
 use super::msg::{CONTROL_LEN, Control, NAME_LEN, Name, udp_gro, udp_segment};
 use super::{
-    BUFFER_LEN, Buffer, CALL_BATCH, CALL_PIECES, Datagrams, Driver, Outcomes, Packet, Piece, Run, TURN_BYTES,
-    TURN_DATAGRAMS, TURN_PACKETS, Turn, Want, Write, tun, udp,
+    BUFFER_LEN, Buffer, CALL_BATCH, CALL_PIECES, Datagrams, Driver, GATHER_READS, GATHER_TIME, Outcomes, Packet, Piece,
+    Run, TURN_BYTES, TURN_DATAGRAMS, TURN_PACKETS, Turn, Want, Write, tun, udp,
 };
 use io_uring::types::{BufRingEntry, CancelBuilder, Fixed, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -31,6 +31,9 @@ const CQ_ENTRIES: u32 = 1024;
 const RING_ENTRIES: u16 = 64;
 /// Buffers provided at first, see [`Pool`].
 const DEPTH_MIN: usize = 8;
+
+/// A wait that only a completion ends, where the call takes no "for ever".
+const LONG: Duration = Duration::from_secs(3600);
 
 const FILE_TUN: u32 = 0;
 const FILE_UDP: u32 = 1;
@@ -178,6 +181,8 @@ pub struct Uring {
     /// Operations of the current batch in flight.
     flying: usize,
     gone: bool,
+    /// The kernel has a minimum wait (6.12).
+    can_gather: bool,
 }
 
 struct Vectors {
@@ -204,6 +209,7 @@ impl Uring {
                 vectors.receive.msg_namelen = NAME_LEN as _;
                 vectors.receive.msg_controllen = CONTROL_LEN as _;
                 Ok(Self {
+                    can_gather: ring.params().is_feature_min_timeout(),
                     ring,
                     tun,
                     udp,
@@ -262,11 +268,22 @@ impl Uring {
 
     /// Submits and waits for `want` completions or until `timeout`.
     fn submit(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
-        let ts = timeout.map(Timespec::from);
-        let r = match &ts {
-            Some(ts) => self.ring.submitter().submit_with_args(want, &SubmitArgs::new().timespec(ts)),
+        let r = match timeout.map(Timespec::from) {
+            Some(ts) => self.ring.submitter().submit_with_args(want, &SubmitArgs::new().timespec(&ts)),
             None => self.ring.submit_and_wait(want),
         };
+        Self::harmless(r)
+    }
+
+    /// Submits and waits for [`GATHER_READS`] completions, after [`GATHER_TIME`] for one (Linux 6.12).
+    fn submit_and_gather(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let ts = Timespec::from(timeout.unwrap_or(LONG));
+        let args = SubmitArgs::new().min_wait_usec(GATHER_TIME.as_micros() as u32).timespec(&ts);
+        let r = self.ring.submitter().submit_with_args(GATHER_READS, &args);
+        Self::harmless(r)
+    }
+
+    fn harmless(r: io::Result<usize>) -> io::Result<()> {
         match r.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO)) {
             // EBUSY: completions overflowed and must be taken first; the caller does.
             Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
@@ -410,6 +427,8 @@ impl Driver for Uring {
         let waiting = (want.packets && !self.ready_packets.is_empty()) || !self.ready_datagrams.is_empty();
         if waiting || self.woken || self.writable {
             self.submit(0, None)?;
+        } else if want.gather && self.can_gather {
+            self.submit_and_gather(want.timeout)?;
         } else {
             self.submit(1, want.timeout)?;
         }

@@ -4,6 +4,7 @@
 
 mod inbound;
 mod outbound;
+mod pace;
 mod routing;
 mod staging;
 
@@ -15,6 +16,7 @@ use crate::stats::Counters;
 use crossbeam::channel::Receiver;
 use inbound::Inbox;
 use outbound::Outbox;
+use pace::Pace;
 use staging::Staging;
 use std::io;
 use std::sync::Arc;
@@ -43,6 +45,7 @@ pub struct Shard<D> {
     outbox: Outbox,
     inbox: Inbox,
     staging: Staging,
+    pace: Pace,
 }
 
 /// Whether the loop goes on.
@@ -70,6 +73,7 @@ impl<D: Driver> Shard<D> {
             outbox: Outbox::new(&shared),
             inbox: Inbox::new(coalescer, &shared),
             staging: Staging::default(),
+            pace: Pace::default(),
             shared,
         }
     }
@@ -80,9 +84,15 @@ impl<D: Driver> Shard<D> {
     /// What ends the shard: the device is gone, or the driver broke.
     pub fn turn(&mut self, timeout: Option<Duration>, clock: impl FnOnce() -> Time) -> io::Result<Next> {
         let blocked = self.outbox.is_blocked();
-        let timeout = if blocked { Some(outbound::BLOCKED_LIMIT) } else { timeout };
-        self.driver.receive(&mut self.turn, Want { packets: !blocked, writable: blocked, timeout })?;
+        let timeout = match (blocked, self.staging.is_empty()) {
+            (true, _) => Some(outbound::BLOCKED_LIMIT),
+            (false, false) => Some(timeout.map_or(staging::LOOK, |t| t.min(staging::LOOK))),
+            (false, true) => timeout,
+        };
+        let want = Want { packets: !blocked, writable: blocked, timeout, gather: self.pace.is_fast() && !blocked };
+        self.driver.receive(&mut self.turn, want)?;
         let now = clock();
+        self.pace.note(now, self.turn.packets.len() + self.turn.datagrams.len());
         if blocked {
             self.retry(now)?;
             self.resume_staged(now)?;
@@ -96,6 +106,7 @@ impl<D: Driver> Shard<D> {
         self.turn.woken = false;
         self.turn.writable = false;
         self.driver.recycle(&mut self.turn);
+        self.look_over_staged(now)?;
         self.commands(now)
     }
 

@@ -57,12 +57,12 @@ pub(super) struct Outbox {
     placed: Vec<Placed>,
     used: Vec<Used>,
     blocked: Vec<Run>,
-    blocked_since: Time,
-    /// Holds no run between two calls; changes places with `blocked`, so that neither is ever made anew.
+    /// Swapped with `blocked` at each new try.
     retried: Vec<Run>,
+    blocked_since: Time,
     deferred: VecDeque<Packet>,
-    /// Holds no packet between two turns; changes places with those of the turn.
-    fresh: Vec<Packet>,
+    /// Swapped with the turn's vector of packets.
+    done: Vec<Packet>,
     outcomes: Outcomes,
     router: Router,
 }
@@ -77,10 +77,10 @@ impl Outbox {
             placed: Vec::with_capacity(PLACED),
             used: Vec::with_capacity(CALL_BATCH),
             blocked: Vec::with_capacity(PLACED),
-            blocked_since: Time::ZERO,
             retried: Vec::with_capacity(PLACED),
+            blocked_since: Time::ZERO,
             deferred: VecDeque::with_capacity(crate::io::TURN_PACKETS),
-            fresh: Vec::with_capacity(crate::io::TURN_PACKETS),
+            done: Vec::with_capacity(2 * crate::io::TURN_PACKETS),
             outcomes: Outcomes::with_capacity(CALL_BATCH),
             router: Router::new(shared),
         }
@@ -218,10 +218,10 @@ struct Sealing<'a> {
 
 impl<D: Driver> Shard<D> {
     pub(super) fn outbound(&mut self, now: Time) -> io::Result<()> {
-        // What is done with goes back into the turn, for its buffers to be recycled.
-        let mut fresh = std::mem::replace(&mut self.turn.packets, std::mem::take(&mut self.outbox.fresh));
-        add(&self.counters.tun_reads, fresh.len() as u64);
+        // Both vectors are kept, so that a turn allocates nothing: `done` goes back to the driver by the turn.
+        let mut fresh = std::mem::replace(&mut self.turn.packets, std::mem::take(&mut self.outbox.done));
         let mut deferred = std::mem::take(&mut self.outbox.deferred);
+        add(&self.counters.tun_reads, fresh.len() as u64);
         while !self.outbox.is_blocked() {
             let Some(mut p) = deferred.pop_front() else { break };
             match self.send_read(p.bytes_mut(), now, Origin::Tun)? {
@@ -230,17 +230,14 @@ impl<D: Driver> Shard<D> {
             }
         }
         for mut p in fresh.drain(..) {
-            if self.outbox.is_blocked() {
-                // Keep it, and the sender's queue behind it, until the socket takes datagrams again.
-                deferred.push_back(p);
-                continue;
-            }
-            match self.send_read(p.bytes_mut(), now, Origin::Tun)? {
+            // Keep it, and the sender's queue behind it, until the socket takes datagrams again.
+            let blocked = self.outbox.is_blocked();
+            match if blocked { Taken::NotYet } else { self.send_read(p.bytes_mut(), now, Origin::Tun)? } {
                 Taken::Yes => self.turn.packets.push(p),
                 Taken::NotYet => deferred.push_back(p),
             }
         }
-        self.outbox.fresh = fresh;
+        self.outbox.done = fresh;
         self.outbox.deferred = deferred;
         self.flush(now)
     }
@@ -265,7 +262,7 @@ impl<D: Driver> Shard<D> {
         let session = match peer.current() {
             Some(s) if !s.expired(now) => s,
             _ => {
-                self.stage(&peer, read, count);
+                self.stage(&peer, read, count, now);
                 return Ok(Taken::Yes);
             }
         };
@@ -314,12 +311,12 @@ impl<D: Driver> Shard<D> {
         Ok(Taken::Yes)
     }
 
-    fn stage(&mut self, peer: &Arc<Peer>, read: &[u8], count: usize) {
+    fn stage(&mut self, peer: &Arc<Peer>, read: &[u8], count: usize, now: Time) {
         if peer.path().is_none() {
             self.counters.count_drop(Drop::NoPath, count as u64);
             return;
         }
-        if !self.staging.push(peer, read, count as u32) {
+        if !self.staging.push(peer, read, count as u32, now) {
             self.counters.count_drop(Drop::StagingFull, count as u64);
         }
         self.shared.request_handshake(peer);
@@ -370,7 +367,9 @@ impl<D: Driver> Shard<D> {
                         }
                         self.outbox.blocked.push(*run);
                     }
-                    Err(errno @ (libc::EIO | libc::EINVAL)) if n > 1 => self.send_singly(run, errno, now)?,
+                    Err(errno @ (libc::EIO | libc::EINVAL | libc::EMSGSIZE)) if n > 1 => {
+                        self.send_singly(run, errno, now)?
+                    }
                     Err(libc::EMSGSIZE) => self.counters.count_drop(Drop::TooBig, n),
                     Err(libc::ENOBUFS | libc::ENOMEM) => self.counters.count_drop(Drop::SendBufferFull, n),
                     Err(_) => self.counters.count_drop(Drop::SendFailed, n),
@@ -382,8 +381,9 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Sends a run that the kernel would not segment, one datagram a time. `EIO` means that the device has
-    /// no checksum offload and never will (udp(7)): segmentation stays off from here on. `EINVAL` means that
-    /// this path's MTU is below the segment size: only this run is affected.
+    /// no checksum offload and never will (udp(7)): segmentation stays off from here on. `EMSGSIZE` (`EINVAL`
+    /// on older kernels) means that this path's MTU is below the segment size: only this run is affected, its
+    /// datagrams go out as fragments.
     fn send_singly(&mut self, run: &Run, errno: i32, now: Time) -> io::Result<()> {
         if errno == libc::EIO && self.shared.udp_gso.swap(false, Relaxed) {
             tracing::info!("the network device refuses UDP segmentation offload (EIO): switched off");
@@ -407,21 +407,18 @@ impl<D: Driver> Shard<D> {
             return Ok(());
         }
         let since = self.outbox.blocked_since;
-        let mut blocked = std::mem::replace(&mut self.outbox.blocked, std::mem::take(&mut self.outbox.retried));
+        let spare = std::mem::take(&mut self.outbox.retried);
+        let mut blocked = std::mem::replace(&mut self.outbox.blocked, spare);
         let r = self.transmit(&blocked, now);
-        let before = blocked.len();
+        if !self.outbox.is_blocked() {
+            self.outbox.reset();
+        } else if self.outbox.blocked.len() == blocked.len() {
+            // Progress restarts the clock; none does not.
+            self.outbox.blocked_since = since;
+        }
         blocked.clear();
         self.outbox.retried = blocked;
-        r?;
-        if self.outbox.is_blocked() {
-            // Progress restarts the clock; none does not.
-            if self.outbox.blocked.len() == before {
-                self.outbox.blocked_since = since;
-            }
-        } else {
-            self.outbox.reset();
-        }
-        Ok(())
+        r
     }
 
     /// Gives up on what a full socket buffer held back.

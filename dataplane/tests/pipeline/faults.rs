@@ -123,7 +123,6 @@ fn a_refused_run_is_counted_by_its_reason() {
     for (errno, reason) in [
         (libc::ENOBUFS, Drop::SendBufferFull),
         (libc::ENOMEM, Drop::SendBufferFull),
-        (libc::EMSGSIZE, Drop::TooBig),
         (libc::ENETUNREACH, Drop::SendFailed),
         (libc::EHOSTUNREACH, Drop::SendFailed),
         (libc::ENETDOWN, Drop::SendFailed),
@@ -147,7 +146,7 @@ fn a_refused_run_is_counted_by_its_reason() {
 
 #[test]
 fn a_run_that_cannot_be_segmented_is_sent_singly_and_eio_switches_segmentation_off() {
-    for (errno, still_on) in [(libc::EIO, false), (libc::EINVAL, true)] {
+    for (errno, still_on) in [(libc::EIO, false), (libc::EINVAL, true), (libc::EMSGSIZE, true)] {
         let (mut a, mut b, reads) = through(fail(errno, 0..1));
         a.assert_drops(&[]);
         assert_eq!(a.shared.udp_gso.load(Relaxed), still_on);
@@ -164,6 +163,15 @@ fn a_run_that_cannot_be_segmented_is_sent_singly_and_eio_switches_segmentation_o
         a.stop();
         b.stop();
     }
+}
+
+#[test]
+fn a_datagram_that_the_path_does_not_take_even_alone_is_counted() {
+    // The run, and the fourth of its datagrams.
+    let (mut a, _b, _) = through(Some(Box::new(|n| matches!(n, 0 | 4).then_some(libc::EMSGSIZE))));
+    assert_eq!(a.sent().len(), 59);
+    a.assert_drops(&[(Drop::TooBig, 1)]);
+    a.stop();
 }
 
 #[test]

@@ -152,11 +152,13 @@ impl End {
     }
 }
 
+/// A datagram on the way: due, sequence number, to which end, bytes.
+type OnTheWay = (Time, u64, usize, Vec<u8>);
+
 struct World {
     now: Time,
     ends: [End; 2],
-    /// On the way: due, sequence number, to which end, bytes.
-    wire: BinaryHeap<Reverse<(Time, u64, usize, Vec<u8>)>>,
+    wire: BinaryHeap<Reverse<OnTheWay>>,
     serial: u64,
     random: Seeded,
     sent: HashSet<Vec<u8>>,
