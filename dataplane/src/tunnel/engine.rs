@@ -268,6 +268,13 @@ impl Tunnel {
     }
 }
 
+impl Drop for Tunnel {
+    /// A peer and its sessions hold each other: unless they are parted, keys would never be wiped.
+    fn drop(&mut self) {
+        self.clear_sessions();
+    }
+}
+
 impl fmt::Debug for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tunnel({} peers, {} handshakes under way)", self.peers.len(), self.pending.len())

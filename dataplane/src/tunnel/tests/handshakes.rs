@@ -322,3 +322,12 @@ proptest! {
         prop_assert!(a.sent().len() <= 1);
     }
 }
+
+#[test]
+fn a_tunnel_that_ends_leaves_no_session_and_no_key_behind() {
+    let (a, to_b, _b, _to_a) = joined();
+    let session = Arc::downgrade(&to_b.current().expect("a session"));
+    drop(a);
+    assert!(to_b.current().is_none());
+    assert!(session.upgrade().is_none(), "nobody holds the session");
+}
