@@ -136,9 +136,9 @@ pub struct Want {
 }
 
 /// How long a driver waits for more reads under [`Want::gather`].
-pub const GATHER_TIME: Duration = Duration::from_micros(50);
+pub const GATHER_TIME: Duration = Duration::from_micros(80);
 /// How many reads end that wait.
-pub const GATHER_READS: usize = 16;
+pub const GATHER_READS: usize = 32;
 
 /// Equal-sized datagrams (the last may be shorter) for one address, sent by one call.
 #[derive(Clone, Copy, Debug)]

@@ -31,6 +31,8 @@ const CQ_ENTRIES: u32 = 1024;
 const RING_ENTRIES: u16 = 64;
 /// Buffers provided at first, see [`Pool`].
 const DEPTH_MIN: usize = 8;
+/// Turns after which the number of provided buffers is fitted to what was used.
+const REVIEW: u32 = 1024;
 
 /// A wait that only a completion ends, where the call takes no "for ever".
 const LONG: Duration = Duration::from_secs(3600);
@@ -48,8 +50,8 @@ const OP_CANCEL: u64 = 4;
 const OP_BATCH: u64 = 1 << 32;
 
 /// Buffers of one direction. Few are provided at first and go round, so that they stay in the cache; when
-/// the kernel runs out of them though they held little (many small packets), more are provided. So no fixed
-/// pool is ever the ceiling.
+/// the kernel runs out of them though they held little (many small packets), more are provided, and fewer again
+/// when they are not used. So no fixed pool is ever the ceiling.
 struct Pool {
     group: u16,
     ring: BufRing,
@@ -62,6 +64,9 @@ struct Pool {
     armed: bool,
     /// Payload bytes since the kernel last ran out.
     bytes: usize,
+    /// Buffers in use at once at most, and calls of [`Pool::provide`], since `depth` was last looked at.
+    peak: usize,
+    calls: u32,
 }
 
 /// The memory that the kernel takes buffers from (`struct io_uring_buf_ring`).
@@ -122,10 +127,17 @@ impl Pool {
             made: 0,
             armed: false,
             bytes: 0,
+            peak: 0,
+            calls: 0,
         }
     }
 
     fn provide(&mut self) {
+        self.calls += 1;
+        if self.calls == REVIEW {
+            self.depth = (self.peak * 2).clamp(DEPTH_MIN, self.depth);
+            (self.calls, self.peak) = (0, 0);
+        }
         let before = self.ring.tail;
         while self.provided < self.depth {
             let mut b = match self.spare.pop() {
@@ -149,6 +161,7 @@ impl Pool {
     fn take(&mut self, flags: u32) -> Option<Buffer> {
         let b = self.lent.get_mut(usize::from(cqueue::buffer_select(flags)?))?.take()?;
         self.provided -= 1;
+        self.peak = self.peak.max(self.depth.saturating_sub(self.provided));
         Some(b)
     }
 
@@ -193,6 +206,27 @@ struct Vectors {
     names: [Name; CALL_BATCH],
     controls: [Control; CALL_BATCH],
     pieces: [libc::iovec; CALL_PIECES],
+}
+
+impl Vectors {
+    /// Fills in message `i` for `run` of `bytes`.
+    fn message(&mut self, i: usize, bytes: &[u8], run: &Run, v6: bool) {
+        let data = &bytes[run.offset as usize..][..run.len as usize];
+        let namelen;
+        (self.names[i], namelen) = Name::new(run.to, v6);
+        self.slices[i] = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+        let h = &mut self.messages[i];
+        h.msg_name = (&raw mut self.names[i]).cast();
+        h.msg_namelen = namelen;
+        h.msg_iov = &raw mut self.slices[i];
+        h.msg_iovlen = 1;
+        (h.msg_control, h.msg_controllen) = if run.segment < run.len {
+            self.controls[i] = udp_segment(run.segment as u16);
+            ((&raw mut self.controls[i]).cast(), CONTROL_LEN as _)
+        } else {
+            (null_mut(), 0)
+        };
+    }
 }
 
 impl Uring {
@@ -449,23 +483,8 @@ impl Driver for Uring {
         outcomes.clear();
         outcomes.resize(runs.len(), Ok(()));
         for (i, run) in runs.iter().enumerate() {
-            let data = &bytes[run.offset as usize..][..run.len as usize];
-            let v = &mut *self.vectors;
-            let namelen;
-            (v.names[i], namelen) = Name::new(run.to, self.udp.is_v6());
-            v.slices[i] = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
-            let h = &mut v.messages[i];
-            h.msg_name = (&raw mut v.names[i]).cast();
-            h.msg_namelen = namelen;
-            h.msg_iov = &raw mut v.slices[i];
-            h.msg_iovlen = 1;
-            (h.msg_control, h.msg_controllen) = if run.segment < run.len {
-                v.controls[i] = udp_segment(run.segment as u16);
-                ((&raw mut v.controls[i]).cast(), CONTROL_LEN as _)
-            } else {
-                (null_mut(), 0)
-            };
-            let e = opcode::SendMsg::new(Fixed(FILE_UDP), &raw const v.messages[i])
+            self.vectors.message(i, bytes, run, self.udp.is_v6());
+            let e = opcode::SendMsg::new(Fixed(FILE_UDP), &raw const self.vectors.messages[i])
                 .flags(libc::MSG_DONTWAIT as u32)
                 .build()
                 .user_data(OP_BATCH + i as u64);
