@@ -3,6 +3,8 @@
 
 mod bench;
 mod demo;
+mod fuzz;
+mod licences;
 mod measure;
 mod packages;
 mod steps;
@@ -28,6 +30,8 @@ enum Command {
     Demo(demo::Options),
     /// The side-by-side table on this machine
     Bench(bench::Options),
+    /// Whether every dependency may come in (deny.toml); part of `test`
+    Licences,
 }
 
 fn main() -> ExitCode {
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Licences => licences::check(),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 use ipop_tests::daemon::Implementation;
 
+use crate::fuzz;
 use crate::packages::{self, cargo};
 use crate::steps::Steps;
 
@@ -17,7 +18,7 @@ const BESIDE: &str = "rekey";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Also the tests marked as slow (`#[ignore]`)
+    /// Also the tests marked as slow (`#[ignore]`), and five minutes of fuzzing for each target
     #[arg(long)]
     slow: bool,
     /// Only tests whose name contains this; leaves out format and lints
@@ -41,6 +42,7 @@ fn all(steps: &mut Steps, options: &Options) -> Result<()> {
     packages::install(steps)?;
     if options.filter.is_none() {
         steps.run("format", cargo().args(["fmt", "--all", "--check"]))?;
+        steps.run("licences", Command::new(std::env::current_exe()?).arg("licences"))?;
         steps.run("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     }
     steps.run("test build", cargo().args(["test", "--workspace", "--no-run"]))?;
@@ -51,6 +53,9 @@ fn all(steps: &mut Steps, options: &Options) -> Result<()> {
     note(&mut failures, steps.run("unit tests", tail(&mut unit, options)));
     note(&mut failures, harness(steps, options));
     note(&mut failures, end_to_end(steps, options));
+    if options.slow {
+        note(&mut failures, fuzz::soak(steps));
+    }
     if steps.failed() || !failures.is_empty() {
         bail!("{}", failures.join("; "));
     }
