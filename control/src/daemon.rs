@@ -10,6 +10,7 @@ use crate::run::{self, Interface};
 use crate::uapi::socket;
 use crate::{Error, logging};
 use dataplane::Tun;
+use dataplane::io::tun::DEFAULT_MTU;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -64,7 +65,8 @@ pub fn main(args: &RunArgs) -> Result<ExitCode, Error> {
 fn open(args: &RunArgs) -> Result<Interface, Error> {
     let name = args.interface.as_deref().unwrap_or_default();
     let tun = match inherited(TUN_FD)? {
-        Some(fd) => Tun::from_fd(fd, args.queues()),
+        // As wireguard-go does with a device that it is handed.
+        Some(fd) => Tun::from_fd(fd, args.queues()).and_then(|tun| tun.set_mtu(DEFAULT_MTU).map(|()| tun)),
         None => Tun::create(name, args.queues(), !args.no_tun_offload),
     };
     let tun = tun.map_err(|source| {

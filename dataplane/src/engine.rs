@@ -357,7 +357,8 @@ fn sit(seat: Seat, shared: &Arc<Shared>, ready: &Ready, closed: &(Mutex<Option<C
                 return drive(Shard::new(number, driver, shared.clone(), commands, format), closed);
             }
             Err((e, _)) if io == IoChoice::Uring => {
-                let _ = ready.send(Err(e));
+                let text = format!("io_uring cannot be used here ({e}): take --io auto; `ipop-fast doctor` says more");
+                let _ = ready.send(Err(io::Error::new(e.kind(), text)));
                 return;
             }
             Err((e, tun)) => (tun, Some(format!("io_uring cannot be used here ({e})"))),

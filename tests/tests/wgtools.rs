@@ -516,6 +516,8 @@ fn tun_and_uapi_descriptors_can_be_handed_over() {
             Dump::read(&interface).map(|_| true)
         })
         .with_context(|| process.tail())?;
+        let link = ns.ip(&format!("link show {interface}"))?;
+        ensure!(link.contains(" mtu 1420 "), "not the tunnel's MTU: {link}");
         wg_with_file(&format!("set {interface} listen-port 4100 private-key {{}}"), &Keys::generate()?.private)?;
         ns.ip(&format!("addr add 172.16.10.1/24 dev {interface}"))?;
         ns.ip(&format!("link set {interface} up"))?;

@@ -135,13 +135,21 @@ impl Tun {
     /// The interface is gone.
     pub fn mtu(&self) -> io::Result<u16> {
         let mut request = interface(&self.queues[0])?;
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("[::1]:0"));
-        // Any socket does; the loopback address may be missing in a bare namespace, the wildcard never is.
-        let socket = socket.or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
         // SAFETY: `request` is a valid ifreq with a name.
-        check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) })?;
+        check(unsafe { libc::ioctl(any_socket()?.as_raw_fd(), libc::SIOCGIFMTU as _, &raw mut request) })?;
         // SAFETY: SIOCGIFMTU filled in the MTU.
         Ok(u16::try_from(unsafe { request.ifr_ifru.ifru_mtu }).unwrap_or(u16::MAX))
+    }
+
+    /// Sets the interface's MTU in bytes.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_NET_ADMIN` in the interface's network namespace.
+    pub fn set_mtu(&self, mtu: u16) -> io::Result<()> {
+        let mut request = interface(&self.queues[0])?;
+        request.ifr_ifru.ifru_mtu = i32::from(mtu);
+        // SAFETY: `request` is a valid ifreq with a name and an MTU.
+        check(unsafe { libc::ioctl(any_socket()?.as_raw_fd(), libc::SIOCSIFMTU as _, &raw mut request) })
     }
 
     /// Takes the queues out, first queue first.
@@ -149,6 +157,11 @@ impl Tun {
     pub fn into_queues(self) -> Vec<OwnedFd> {
         self.queues
     }
+}
+
+/// A socket to ask about interfaces with: any will do. The wildcard address is there in the barest namespace.
+fn any_socket() -> io::Result<std::net::UdpSocket> {
+    std::net::UdpSocket::bind("0.0.0.0:0").or_else(|_| std::net::UdpSocket::bind("[::]:0"))
 }
 
 /// Whether the device of `queue` still exists. A queue of a deleted device answers `EBADFD`.
