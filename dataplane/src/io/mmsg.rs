@@ -1,7 +1,7 @@
 //! The driver for every kernel: epoll, `recvmmsg`, `sendmmsg`, `read` and `writev`.
 
 use super::event::Bell;
-use super::msg::{CONTROL_LEN, Control, NAME_LEN, Name, udp_gro, udp_segment};
+use super::msg::{CONTROL_LEN, Control, NAME_LEN, Name, Parts, prepare, udp_gro};
 use super::{
     Buffer, CALL_BATCH, CALL_PIECES, Datagrams, Driver, GATHER_TIME, Outcomes, Packet, Piece, Run, TURN_BYTES,
     TURN_DATAGRAMS, TURN_PACKETS, Turn, Want, Write, errno, tun, udp,
@@ -247,22 +247,8 @@ impl Driver for Mmsg {
         outcomes.clear();
         let v = &mut *self.vectors;
         for (i, run) in runs.iter().enumerate() {
-            let data = &bytes[run.offset as usize..][..run.len as usize];
-            let namelen;
-            (v.names[i], namelen) = Name::new(run.to, self.udp.is_v6());
-            v.slices[i] = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
-            let h = &mut v.messages[i].msg_hdr;
-            h.msg_name = (&raw mut v.names[i]).cast();
-            h.msg_namelen = namelen;
-            h.msg_iov = &raw mut v.slices[i];
-            h.msg_iovlen = 1;
-            h.msg_flags = 0;
-            (h.msg_control, h.msg_controllen) = if run.segment < run.len {
-                v.controls[i] = udp_segment(run.segment as u16);
-                ((&raw mut v.controls[i]).cast(), CONTROL_LEN as _)
-            } else {
-                (null_mut(), 0)
-            };
+            let parts = Parts { name: &mut v.names[i], slice: &mut v.slices[i], control: &mut v.controls[i] };
+            prepare(&mut v.messages[i].msg_hdr, parts, bytes, run, self.udp.is_v6());
         }
         while outcomes.len() < runs.len() {
             let at = outcomes.len();

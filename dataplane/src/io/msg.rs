@@ -1,5 +1,6 @@
 //! Socket addresses and control messages in the kernel's layout.
 
+use super::Run;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 /// Room for one control message with a `u16` (UDP_SEGMENT) or `int` (UDP_GRO), aligned as `cmsghdr`.
@@ -104,6 +105,32 @@ impl Name {
         // SAFETY: any byte of a sockaddr_in6 is readable and initialised by `empty`.
         unsafe { std::slice::from_raw_parts((&raw const *self).cast(), NAME_LEN) }
     }
+}
+
+/// The parts of one message that `msghdr` points to.
+pub(super) struct Parts<'a> {
+    pub(super) name: &'a mut Name,
+    pub(super) slice: &'a mut libc::iovec,
+    pub(super) control: &'a mut Control,
+}
+
+/// Fills in `header` and its parts to send `run` of `bytes`. The header points to all of them.
+pub(super) fn prepare(header: &mut libc::msghdr, parts: Parts<'_>, bytes: &[u8], run: &Run, v6_socket: bool) {
+    let data = &bytes[run.offset as usize..][..run.len as usize];
+    let len;
+    (*parts.name, len) = Name::new(run.to, v6_socket);
+    *parts.slice = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    header.msg_name = (&raw mut *parts.name).cast();
+    header.msg_namelen = len;
+    header.msg_iov = parts.slice;
+    header.msg_iovlen = 1;
+    header.msg_flags = 0;
+    (header.msg_control, header.msg_controllen) = if run.segment < run.len {
+        *parts.control = udp_segment(run.segment as u16);
+        ((&raw mut *parts.control).cast(), CONTROL_LEN as _)
+    } else {
+        (std::ptr::null_mut(), 0)
+    };
 }
 
 #[cfg(test)]

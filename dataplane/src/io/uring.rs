@@ -7,7 +7,7 @@
 
 use super::event::Bell;
 use super::mmsg::fill_slices;
-use super::msg::{CONTROL_LEN, Control, NAME_LEN, Name, udp_gro, udp_segment};
+use super::msg::{CONTROL_LEN, Control, NAME_LEN, Name, Parts, prepare, udp_gro};
 use super::{
     BUFFER_LEN, Buffer, CALL_BATCH, CALL_PIECES, Datagrams, Driver, GATHER_READS, GATHER_TIME, Outcomes, Packet, Piece,
     Run, TURN_BYTES, TURN_DATAGRAMS, TURN_PACKETS, Turn, Want, Write, tun, udp,
@@ -17,7 +17,6 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Release};
 use std::time::Duration;
@@ -36,6 +35,9 @@ const REVIEW: u32 = 1024;
 
 /// A wait that only a completion ends, where the call takes no "for ever".
 const LONG: Duration = Duration::from_secs(3600);
+
+/// A TUN queue that fails this often in a row without being gone is tried at most once a millisecond.
+const FAILURES: u32 = 16;
 
 const FILE_TUN: u32 = 0;
 const FILE_UDP: u32 = 1;
@@ -196,6 +198,8 @@ pub struct Uring {
     gone: bool,
     /// The kernel has a minimum wait (6.12).
     can_gather: bool,
+    /// Reads of TUN that failed in a row.
+    failures: u32,
 }
 
 struct Vectors {
@@ -206,27 +210,6 @@ struct Vectors {
     names: [Name; CALL_BATCH],
     controls: [Control; CALL_BATCH],
     pieces: [libc::iovec; CALL_PIECES],
-}
-
-impl Vectors {
-    /// Fills in message `i` for `run` of `bytes`.
-    fn message(&mut self, i: usize, bytes: &[u8], run: &Run, v6: bool) {
-        let data = &bytes[run.offset as usize..][..run.len as usize];
-        let namelen;
-        (self.names[i], namelen) = Name::new(run.to, v6);
-        self.slices[i] = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
-        let h = &mut self.messages[i];
-        h.msg_name = (&raw mut self.names[i]).cast();
-        h.msg_namelen = namelen;
-        h.msg_iov = &raw mut self.slices[i];
-        h.msg_iovlen = 1;
-        (h.msg_control, h.msg_controllen) = if run.segment < run.len {
-            self.controls[i] = udp_segment(run.segment as u16);
-            ((&raw mut self.controls[i]).cast(), CONTROL_LEN as _)
-        } else {
-            (null_mut(), 0)
-        };
-    }
 }
 
 impl Uring {
@@ -244,6 +227,7 @@ impl Uring {
                 vectors.receive.msg_controllen = CONTROL_LEN as _;
                 Ok(Self {
                     can_gather: ring.params().is_feature_min_timeout(),
+                    failures: 0,
                     ring,
                     tun,
                     udp,
@@ -329,6 +313,9 @@ impl Uring {
         self.packets.provide();
         self.datagrams.provide();
         if !self.packets.armed && self.packets.provided > 0 {
+            if self.failures > FAILURES {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             // The crate (0.7.15) loses the fixed-file flag of this one operation: set it again.
             let e = opcode::ReadMulti::new(Fixed(FILE_TUN), 0, self.packets.group).build();
             let e = e.flags(squeue::Flags::FIXED_FILE).user_data(OP_TUN);
@@ -389,14 +376,16 @@ impl Uring {
         match (self.packets.take(flags), usize::try_from(result)) {
             (Some(buffer), Ok(len)) if len > 0 => {
                 self.packets.bytes += len;
+                self.failures = 0;
                 self.ready_packets.push_back(Packet { buffer, len });
             }
             (buffer, r) => {
                 self.packets.spare.extend(buffer);
                 if result == -libc::ENOBUFS {
                     self.packets.ran_out();
-                } else if (r.is_err() || r == Ok(0)) && !tun::exists(self.tun.as_raw_fd()) {
-                    self.gone = true;
+                } else if r.is_err() || r == Ok(0) {
+                    self.failures += 1;
+                    self.gone |= !tun::exists(self.tun.as_raw_fd());
                 }
             }
         }
@@ -483,7 +472,9 @@ impl Driver for Uring {
         outcomes.clear();
         outcomes.resize(runs.len(), Ok(()));
         for (i, run) in runs.iter().enumerate() {
-            self.vectors.message(i, bytes, run, self.udp.is_v6());
+            let v = &mut *self.vectors;
+            let parts = Parts { name: &mut v.names[i], slice: &mut v.slices[i], control: &mut v.controls[i] };
+            prepare(&mut v.messages[i], parts, bytes, run, self.udp.is_v6());
             let e = opcode::SendMsg::new(Fixed(FILE_UDP), &raw const self.vectors.messages[i])
                 .flags(libc::MSG_DONTWAIT as u32)
                 .build()
