@@ -188,7 +188,6 @@ fn packets_in_are_packets_out_plus_counted_drops() {
                     "wrong_source",
                     "tun_write_failed",
                     "tun_down",
-                    "queue_delay",
                     "unknown_receiver",
                     "session_expired",
                     "forged",
