@@ -128,6 +128,9 @@ impl Pair {
         stations[1].arrive(self.a.address, confirmation.clone(), confirmation.len());
         stations[1].turn();
         assert!(self.b.peer.current().is_some(), "a session");
+        // A tunnel that is dropped ends its sessions: it stays with its shard.
+        let [a, b] = &mut stations;
+        (a.node, b.node) = (Some(self.a), Some(self.b));
         stations
     }
 }
@@ -136,6 +139,8 @@ impl Pair {
 pub struct Station {
     /// The shard.
     pub shard: Shard<Memory>,
+    /// Its tunnel, kept alive.
+    node: Option<Node>,
     address: SocketAddr,
     shared: Arc<Shared>,
     now: Time,
@@ -167,7 +172,7 @@ impl Station {
         });
         let format = TunFormat { vnet: true, tso: true, uso: true };
         let shard = Shard::new(0, Memory::default(), shared.clone(), commands, format);
-        Self { shard, address: node.address, shared, now, _keeper: keeper_out, _side: side_out }
+        Self { node: None, shard, address: node.address, shared, now, _keeper: keeper_out, _side: side_out }
     }
 
     /// Puts datagrams of `segment` bytes each, back to back, into the socket.
