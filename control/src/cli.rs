@@ -126,7 +126,6 @@ impl RunArgs {
     #[must_use]
     pub fn config(&self) -> Config {
         Config {
-            shards: self.shards.map(usize::from),
             io: self.io,
             aead: self.aead.0,
             pin: match self.pin {
@@ -144,8 +143,7 @@ impl RunArgs {
     /// TUN queues to ask for: one a shard.
     #[must_use]
     pub fn queues(&self) -> usize {
-        let cores = dataplane::Engine::default_shards;
-        self.shards.map_or_else(cores, usize::from)
+        self.shards.map_or_else(dataplane::Engine::default_shards, usize::from)
     }
 }
 
@@ -224,11 +222,11 @@ mod tests {
         ])
         .expect("valid");
         let c = a.config();
-        assert_eq!((c.io, c.shards, c.pin, a.queues()), (IoChoice::Mmsg, Some(3), Some(false), 3));
+        assert_eq!((c.io, c.pin, a.queues()), (IoChoice::Mmsg, Some(false), 3));
         assert_eq!((c.udp_gso, c.udp_gro, c.tun_gso), (false, false, false));
         assert_eq!((c.aead, c.receive_buffer), (Some(Backend::Portable), Some(4 << 20)));
         let c = run(&["wg0"]).expect("valid").config();
-        assert_eq!((c.io, c.shards, c.pin, c.aead), (IoChoice::Auto, None, None, None));
+        assert_eq!((c.io, c.pin, c.aead), (IoChoice::Auto, None, None));
         assert!(c.udp_gso && c.udp_gro && c.tun_gso && c.receive_buffer.is_none());
     }
 

@@ -30,11 +30,9 @@ impl FromStr for IoChoice {
     }
 }
 
-/// Settings that hold for the life of an engine.
+/// Settings that hold for the life of an engine. The number of shards is that of the TUN device's queues.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Number of shards; `None`: one a core.
-    pub shards: Option<usize>,
     /// I/O back end.
     pub io: IoChoice,
     /// Cipher back end; `None`: [`Backend::detect`].
@@ -55,7 +53,6 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            shards: None,
             io: IoChoice::Auto,
             aead: None,
             pin: None,
