@@ -91,6 +91,11 @@ impl Activity {
         self.tx.bytes.fetch_add(bytes, Relaxed);
     }
 
+    /// When the last authentic datagram came.
+    pub(super) fn last_received(&self) -> Option<Time> {
+        self.rx.last.get()
+    }
+
     /// Data was received and nothing sent since: when a keepalive has to be.
     pub(super) fn keepalive_due(&self) -> Option<Time> {
         Some(self.rx.waiting.get()? + KEEPALIVE_TIMEOUT)

@@ -183,7 +183,13 @@ impl Peer {
     pub(super) fn install_initiated(&self, session: &Arc<Session>) {
         let mut others = self.lock();
         let before = self.current.swap(Some(session.clone()));
-        if let Some(next) = others.next.take() {
+        let next = others.next.take();
+        // Nothing ever came on `next`. If something came on the others long after it was made, the peer never
+        // got our response, and what is on its way comes on the session that was current.
+        let unused = |n: &Session| self.activity.last_received() > Some(n.established_at() + REKEY_TIMEOUT);
+        let (stale, next) = next.map_or((None, None), |n| if unused(&n) { (Some(n), None) } else { (None, Some(n)) });
+        self.retire(stale);
+        if let Some(next) = next {
             // Both ends initiated at once. The peer may already be using the session that it initiated.
             self.retire(others.previous.replace(next));
             self.retire(before);
