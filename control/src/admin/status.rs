@@ -1,0 +1,125 @@
+//! The state of a running node as `status`, `peers` and `links` show it and as `--json` prints it.
+
+use serde::{Deserialize, Serialize};
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Full JID, while known.
+    pub jid: Option<String>,
+    /// Version of the program.
+    pub version: String,
+    /// Process.
+    pub pid: u32,
+    /// Seconds since its start.
+    pub uptime_s: u64,
+    /// The XMPP connection.
+    pub xmpp: XmppStatus,
+    /// STUN and TURN servers.
+    pub servers: Vec<ServerStatus>,
+    /// Its networks.
+    pub networks: Vec<NetworkStatus>,
+}
+
+/// The XMPP connection.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct XmppStatus {
+    /// Logged in.
+    pub online: bool,
+    /// Why not, or since when.
+    pub detail: String,
+    /// Seconds in this state.
+    pub for_s: u64,
+}
+
+/// A STUN or TURN server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// `stun` or `turn`.
+    pub kind: String,
+    /// Its address.
+    pub address: String,
+    /// Working.
+    pub ok: bool,
+    /// What it told (mapped or relayed address), or what is wrong.
+    pub detail: String,
+}
+
+/// One network of a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// `group:NAME`, `muc:ROOM`.
+    pub network: String,
+    /// Its interface.
+    pub interface: String,
+    /// Own overlay addresses with prefix length.
+    pub addresses: Vec<String>,
+    /// Own public key, base64.
+    pub public_key: String,
+    /// UDP port.
+    pub listen_port: u16,
+    /// Local underlay addresses that are offered.
+    pub host_addresses: Vec<String>,
+    /// Subnets offered to the group.
+    pub routes: Vec<String>,
+    /// What a person should know: address conflicts, refused keys, colliding routes.
+    pub warnings: Vec<String>,
+    /// Members that have a descriptor, and links to them.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// One other node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Full JID.
+    pub jid: String,
+    /// Reachable by XMPP now.
+    pub online: bool,
+    /// Overlay addresses.
+    pub addresses: Vec<String>,
+    /// Subnets that are taken from it.
+    pub routes: Vec<String>,
+    /// Public key, base64.
+    pub public_key: String,
+    /// `pinned`, or `changed` with the key that was refused in `pin_detail`.
+    pub pin: String,
+    /// The refused key.
+    pub pin_detail: Option<String>,
+    /// Its link.
+    pub link: LinkStatus,
+}
+
+/// A link.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// `idle`, `negotiating`, `handshaking`, `up`, `failing`.
+    pub state: String,
+    /// `direct` or `relayed`, while there is a path.
+    pub path: Option<String>,
+    /// Where datagrams go: `192.0.2.1:51820` or `203.0.113.9:3478 (relay channel 0x4001)`.
+    pub address: Option<String>,
+    /// Kinds of the chosen candidates, as `srflx-host`.
+    pub pair: Option<String>,
+    /// Why this path, or why none: `relayed because ...`.
+    pub why: String,
+    /// Round trip in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Payload bytes to it.
+    pub tx_bytes: u64,
+    /// Payload bytes from it.
+    pub rx_bytes: u64,
+    /// Bit/s to it over the last seconds.
+    pub tx_bps: f64,
+    /// Bit/s from it over the last seconds.
+    pub rx_bps: f64,
+    /// Seconds since the last handshake.
+    pub last_handshake_s: Option<u64>,
+    /// Seconds in this state.
+    pub for_s: u64,
+    /// From the start of the first negotiation to the session, milliseconds.
+    pub setup_ms: Option<f64>,
+}

@@ -1,0 +1,1 @@
+//! This machine's interfaces, addresses and routes (rtnetlink).

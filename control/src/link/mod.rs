@@ -1,0 +1,1 @@
+//! One link, one peer: a state machine without sockets and clocks.

@@ -1,0 +1,1 @@
+//! A network's rules: members, addresses, routes, pins. Pure.

@@ -1,0 +1,1 @@
+//! A running node: joins XMPP, ICE, links and the data plane.
