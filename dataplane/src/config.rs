@@ -3,7 +3,7 @@
 use crate::crypto::Backend;
 use crate::table::Prefix;
 use crate::tunnel::{PresharedKey, PrivateKey, PublicKey};
-use crate::{Path, WallTime};
+use crate::{Path, Time, WallTime};
 use std::str::FromStr;
 
 /// Which I/O back end the shards use.
@@ -92,6 +92,9 @@ pub struct PeerUpdate {
     pub preshared_key: Option<PresharedKey>,
     /// Where its datagrams go until it is heard from elsewhere.
     pub path: Option<Path>,
+    /// While there is no path, packets wait for one and [`Engine::wanted`](crate::Engine::wanted) tells; else they are
+    /// refused. Off at first.
+    pub on_demand: Option<bool>,
     /// Seconds between persistent keepalives; 0: off.
     pub persistent_keepalive: Option<u16>,
     /// Remove all its allowed IPs first.
@@ -110,6 +113,7 @@ impl PeerUpdate {
             update_only: false,
             preshared_key: None,
             path: None,
+            on_demand: None,
             persistent_keepalive: None,
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
@@ -141,6 +145,10 @@ pub struct PeerState {
     pub path: Option<Path>,
     /// When the last handshake was completed.
     pub last_handshake: Option<WallTime>,
+    /// When a datagram was last sent to it.
+    pub last_sent: Option<Time>,
+    /// When an authentic datagram last came from it.
+    pub last_received: Option<Time>,
     /// UDP payload bytes sent to it.
     pub tx_bytes: u64,
     /// Authentic UDP payload bytes received from it.

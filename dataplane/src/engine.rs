@@ -8,6 +8,7 @@ use crate::path::Path;
 use crate::shard::{Next, Shard, TunFormat};
 use crate::shared::{Mailbox, Shared, SideDatagram, ToKeeper, ToShard};
 use crate::stats::Stats;
+use crate::time::Time;
 use crate::tunnel::{PublicKey, Tunnel};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::fmt;
@@ -113,6 +114,7 @@ struct Inner {
     core: SharedCore,
     shared: Arc<Shared>,
     side: Receiver<SideDatagram>,
+    wanted: Receiver<PublicKey>,
     keeper: Sender<ToKeeper>,
     capabilities: Mutex<Capabilities>,
     closed: Arc<(Mutex<Option<Closed>>, Condvar)>,
@@ -204,6 +206,7 @@ impl Engine {
             keeper: shared.keeper.clone(),
             shared,
             side: queues.side,
+            wanted: queues.wanted,
             capabilities: Mutex::new(capabilities.clone()),
             closed,
             threads: Mutex::new(threads),
@@ -267,6 +270,24 @@ impl Engine {
     /// is no such peer.
     pub fn set_path(&self, peer: &PublicKey, path: Path) -> bool {
         lock(&self.0.core).set_path(peer, path)
+    }
+
+    /// Starts a handshake with a peer now, over its path; false if there is no such peer.
+    pub fn handshake(&self, peer: &PublicKey) -> bool {
+        lock(&self.0.core).handshake(peer, clock::now(), clock::wall())
+    }
+
+    /// Peers that packets wait for and that have no path, each once until it got one ([`PeerUpdate::on_demand`]
+    /// (crate::PeerUpdate::on_demand)).
+    #[must_use]
+    pub fn wanted(&self) -> Receiver<PublicKey> {
+        self.0.wanted.clone()
+    }
+
+    /// The clock that [`PeerState`](crate::PeerState)'s times are of.
+    #[must_use]
+    pub fn now() -> Time {
+        clock::now()
     }
 
     /// The TURN servers whose ChannelData is taken.

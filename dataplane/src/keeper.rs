@@ -145,6 +145,12 @@ impl Core {
             if let Some(path) = u.path {
                 peer.set_path(path);
             }
+            if let Some(on) = u.on_demand {
+                peer.set_on_demand(on);
+                if !on && peer.path().is_none() {
+                    self.shared.post_all(|| ToShard::Discard(peer.clone()));
+                }
+            }
             if u.replace_allowed_ips {
                 routes_changed |= self.clear_prefixes(&peer);
             }
@@ -241,6 +247,8 @@ impl Core {
             preshared_key: self.tunnel.preshared_key(&p.public_key).cloned().unwrap_or_else(PresharedKey::default),
             path: p.path(),
             last_handshake: p.last_handshake(),
+            last_sent: p.last_sent(),
+            last_received: p.last_received(),
             tx_bytes: p.tx_bytes(),
             rx_bytes: p.rx_bytes(),
             persistent_keepalive: p.persistent_keepalive(),
@@ -261,6 +269,15 @@ impl Core {
     /// Sends peer `key`'s datagrams over `path` from now on; false if there is no such peer.
     pub fn set_path(&self, key: &PublicKey, path: Path) -> bool {
         self.tunnel.peer(key).map(|p| p.set_path(path)).is_some()
+    }
+
+    /// Starts a handshake with peer `key` now, unless one was just completed; false if there is no such peer.
+    pub fn handshake(&mut self, key: &PublicKey, now: Time, wall: WallTime) -> bool {
+        let Some(peer) = self.tunnel.peer(key) else { return false };
+        peer.request_handshake();
+        self.tunnel.initiate(now, wall, &peer);
+        self.pump();
+        true
     }
 
     /// The interface went up or down. Down ends all sessions, as with other implementations; up starts

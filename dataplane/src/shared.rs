@@ -4,7 +4,7 @@ use crate::io::event::Bell;
 use crate::path::Path;
 use crate::stats::Counters;
 use crate::table::Routes;
-use crate::tunnel::{MacVerifier, Peer, SessionTable};
+use crate::tunnel::{MacVerifier, Peer, PublicKey, SessionTable};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::net::SocketAddr;
@@ -17,6 +17,8 @@ use std::time::Duration;
 pub const KEEPER_QUEUE: usize = 1024;
 /// STUN and ChannelData datagrams that wait for the engine's user.
 pub const SIDE_QUEUE: usize = 1024;
+/// Peers that wait for a path. Each is in the queue once at most; for one that finds it full, its next packet asks.
+pub const WANTED_QUEUE: usize = 1024;
 /// Commands that wait for one shard. The keeper sends a few per handshake.
 pub const COMMAND_QUEUE: usize = 4096;
 
@@ -116,6 +118,8 @@ pub struct Shared {
     pub keeper: Sender<ToKeeper>,
     /// To the engine's user.
     pub side: Sender<SideDatagram>,
+    /// Peers that packets wait for and that have no path.
+    pub wanted: Sender<PublicKey>,
     /// One per shard.
     pub mailboxes: Vec<Mailbox>,
     /// One per shard, and the keeper's last.
@@ -129,6 +133,8 @@ pub struct Queues {
     pub keeper: Receiver<ToKeeper>,
     /// STUN and ChannelData.
     pub side: Receiver<SideDatagram>,
+    /// Peers that need a path.
+    pub wanted: Receiver<PublicKey>,
 }
 
 impl Shared {
@@ -137,6 +143,7 @@ impl Shared {
     pub fn new(mailboxes: Vec<Mailbox>, mtu: u16) -> (Self, Queues) {
         let (keeper, keeper_end) = bounded(KEEPER_QUEUE);
         let (side, side_end) = bounded(SIDE_QUEUE);
+        let (wanted, wanted_end) = bounded(WANTED_QUEUE);
         let shared = Self {
             routes: ArcSwap::from_pointee(Routes::new()),
             sessions: Arc::new(SessionTable::default()),
@@ -147,10 +154,11 @@ impl Shared {
             tun_gso: AtomicBool::new(true),
             keeper,
             side,
+            wanted,
             counters: (0..=mailboxes.len()).map(|_| Arc::new(Counters::default())).collect(),
             mailboxes,
         };
-        (shared, Queues { keeper: keeper_end, side: side_end })
+        (shared, Queues { keeper: keeper_end, side: side_end, wanted: wanted_end })
     }
 
     /// Tells every shard.
@@ -165,6 +173,13 @@ impl Shared {
         if peer.request_handshake() {
             // If the queue is full of handshakes, the keeper finds the request when it looks at its timers.
             let _ = self.keeper.try_send(ToKeeper::Initiate(peer.clone()));
+        }
+    }
+
+    /// Tells the engine's user that packets wait for a path to `peer`, once until there was one.
+    pub fn want_path(&self, peer: &Peer) {
+        if peer.want_path() && self.wanted.try_send(peer.public_key).is_err() {
+            peer.found();
         }
     }
 

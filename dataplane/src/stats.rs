@@ -104,6 +104,8 @@ pub struct Counters {
     pub keepalives_out: AtomicU64,
     /// Handshake messages handed to the keeper.
     pub handshakes_in: AtomicU64,
+    /// ICMP messages to TUN about packets that nobody carries.
+    pub unreachables_out: AtomicU64,
     /// STUN and ChannelData datagrams handed to the engine's user.
     pub side_in: AtomicU64,
 }
@@ -124,6 +126,7 @@ impl Default for Counters {
             keepalives_in: z(),
             keepalives_out: z(),
             handshakes_in: z(),
+            unreachables_out: z(),
             side_in: z(),
         }
     }
@@ -174,6 +177,7 @@ impl Stats {
                 ("keepalives_in", &c.keepalives_in),
                 ("keepalives_out", &c.keepalives_out),
                 ("handshakes_in", &c.handshakes_in),
+                ("unreachables_out", &c.unreachables_out),
                 ("side_datagrams_in", &c.side_in),
             ];
             if traffic.is_empty() {

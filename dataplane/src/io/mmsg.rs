@@ -286,6 +286,10 @@ impl Driver for Mmsg {
         Ok(())
     }
 
+    fn write_one(&mut self, packet: &[u8]) -> io::Result<Result<(), i32>> {
+        Ok(tun::write(&self.tun, packet))
+    }
+
     fn replace_udp(&mut self, socket: Arc<udp::Socket>) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_DEL, self.udp.as_raw_fd(), 0, UDP)?;
         self.udp = socket;

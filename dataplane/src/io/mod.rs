@@ -210,6 +210,13 @@ pub trait Driver {
     /// Only what ends the shard.
     fn write(&mut self, turn: &Turn, pieces: &[Piece], writes: &[Write], outcomes: &mut Outcomes) -> io::Result<()>;
 
+    /// Writes one plain packet (with its virtio header, if the device has them) to TUN; for the rare message of our
+    /// own.
+    ///
+    /// # Errors
+    /// Only what ends the shard.
+    fn write_one(&mut self, packet: &[u8]) -> io::Result<Result<(), i32>>;
+
     /// Goes over to another UDP socket.
     ///
     /// # Errors

@@ -164,6 +164,13 @@ fn any_socket() -> io::Result<std::net::UdpSocket> {
     std::net::UdpSocket::bind("0.0.0.0:0").or_else(|_| std::net::UdpSocket::bind("[::]:0"))
 }
 
+/// Writes one packet to a queue: its errno if that fails.
+pub(super) fn write(queue: &OwnedFd, packet: &[u8]) -> Result<(), i32> {
+    // SAFETY: `packet` is live for the call.
+    let n = unsafe { libc::write(queue.as_raw_fd(), packet.as_ptr().cast(), packet.len()) };
+    if n < 0 { Err(super::errno()) } else { Ok(()) }
+}
+
 /// Whether the device of `queue` still exists. A queue of a deleted device answers `EBADFD`.
 pub(super) fn exists(queue: RawFd) -> bool {
     // SAFETY: an all-zero ifreq is valid, and TUNGETIFF fills it in.

@@ -499,6 +499,10 @@ impl Driver for Uring {
         self.finish(outcomes)
     }
 
+    fn write_one(&mut self, packet: &[u8]) -> io::Result<Result<(), i32>> {
+        Ok(tun::write(&self.tun, packet))
+    }
+
     fn replace_udp(&mut self, socket: Arc<udp::Socket>) -> io::Result<()> {
         for op in [OP_UDP, OP_WRITABLE] {
             let e = opcode::AsyncCancel::new(op).build().user_data(OP_CANCEL);

@@ -8,6 +8,7 @@ pub mod ip;
 pub mod split;
 #[cfg(test)]
 mod testing;
+pub mod unreachable;
 pub mod virtio;
 
 pub use coalesce::{Coalescer, GroupId};
@@ -54,6 +55,8 @@ pub enum Malformed {
 mod protocol {
     pub(super) const TCP: u8 = 6;
     pub(super) const UDP: u8 = 17;
+    pub(super) const ICMP: u8 = 1;
+    pub(super) const ICMPV6: u8 = 58;
 }
 
 /// Length in bytes of an IPv4 header without options.

@@ -5,6 +5,7 @@
 mod inbound;
 mod outbound;
 mod pace;
+mod refuse;
 mod routing;
 mod staging;
 
@@ -17,6 +18,7 @@ use crossbeam::channel::Receiver;
 use inbound::Inbox;
 use outbound::Outbox;
 use pace::Pace;
+use refuse::Refusals;
 use staging::Staging;
 use std::io;
 use std::sync::Arc;
@@ -46,6 +48,7 @@ pub struct Shard<D> {
     inbox: Inbox,
     staging: Staging,
     pace: Pace,
+    refusals: Refusals,
 }
 
 /// Whether the loop goes on.
@@ -74,6 +77,7 @@ impl<D: Driver> Shard<D> {
             inbox: Inbox::new(coalescer, &shared),
             staging: Staging::default(),
             pace: Pace::default(),
+            refusals: Refusals::default(),
             shared,
         }
     }

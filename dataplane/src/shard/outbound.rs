@@ -6,6 +6,7 @@ use crate::Time;
 use crate::crypto::{self, Job, TAG_LEN};
 use crate::io::{CALL_BATCH, Driver, Outcomes, Packet, RUN_BYTES, RUN_DATAGRAMS, Run};
 use crate::packet::Split;
+use crate::packet::unreachable::Why;
 use crate::path::Path;
 use crate::shared::Shared;
 use crate::stats::{Drop, add};
@@ -257,17 +258,18 @@ impl<D: Driver> Shard<D> {
         let drop = |s: &Self, reason| s.counters.count_drop(reason, count as u64);
         let Some(peer) = self.outbox.router.lookup(split.destination()).cloned() else {
             drop(self, Drop::NoRoute);
+            self.refuse(read, Why::NoRoute, now)?;
             return Ok(Taken::Yes);
         };
         let session = match peer.current() {
             Some(s) if !s.expired(now) => s,
             _ => {
-                self.stage(&peer, read, count, now);
+                self.stage(&peer, read, count, now)?;
                 return Ok(Taken::Yes);
             }
         };
         let Some(path) = peer.path() else {
-            drop(self, Drop::NoPath);
+            self.stage(&peer, read, count, now)?;
             return Ok(Taken::Yes);
         };
         if origin == Origin::Tun && self.staging.len(&peer) > 0 {
@@ -311,15 +313,21 @@ impl<D: Driver> Shard<D> {
         Ok(Taken::Yes)
     }
 
-    fn stage(&mut self, peer: &Arc<Peer>, read: &[u8], count: usize, now: Time) {
-        if peer.path().is_none() {
+    fn stage(&mut self, peer: &Arc<Peer>, read: &[u8], count: usize, now: Time) -> io::Result<()> {
+        let path = peer.path().is_some();
+        if !path && !peer.on_demand() {
             self.counters.count_drop(Drop::NoPath, count as u64);
-            return;
+            return self.refuse(read, Why::NoPath, now);
         }
         if !self.staging.push(peer, read, count as u32, now) {
             self.counters.count_drop(Drop::StagingFull, count as u64);
         }
-        self.shared.request_handshake(peer);
+        if path {
+            self.shared.request_handshake(peer);
+        } else {
+            self.shared.want_path(peer);
+        }
+        Ok(())
     }
 
     /// Seals and sends what was placed.

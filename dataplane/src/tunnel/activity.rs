@@ -96,6 +96,11 @@ impl Activity {
         self.rx.last.get()
     }
 
+    /// When the last datagram was sent.
+    pub(super) fn last_sent(&self) -> Option<Time> {
+        self.tx.last.get()
+    }
+
     /// Data was received and nothing sent since: when a keepalive has to be.
     pub(super) fn keepalive_due(&self) -> Option<Time> {
         Some(self.rx.waiting.get()? + KEEPALIVE_TIMEOUT)

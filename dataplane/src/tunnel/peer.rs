@@ -9,7 +9,9 @@ use crate::{Path, Time, WallTime};
 use arc_swap::ArcSwapOption;
 use std::fmt;
 use std::sync::atomic::Ordering::Release;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed,
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,9 +30,22 @@ pub struct Peer {
     persistent_keepalive: AtomicU16,
     last_handshake: AtomicU64,
     requested: AtomicBool,
+    /// Packets wait for a path, which somebody can find ([`Demand`]).
+    demand: AtomicU8,
     removed: AtomicBool,
     /// Of two sessions opened at the same time from both ends, ours is the one that is given up.
     yields: AtomicBool,
+}
+
+/// What becomes of packets while a peer has no path.
+#[repr(u8)]
+enum Demand {
+    /// They are refused.
+    None,
+    /// They wait, and whoever finds paths is told.
+    Tell,
+    /// It was told.
+    Told,
 }
 
 /// Sessions that are only received on.
@@ -55,6 +70,7 @@ impl Peer {
             persistent_keepalive: AtomicU16::new(0),
             last_handshake: AtomicU64::new(0),
             requested: AtomicBool::new(false),
+            demand: AtomicU8::new(Demand::None as u8),
             removed: AtomicBool::new(false),
             yields: AtomicBool::new(false),
         }
@@ -74,7 +90,42 @@ impl Peer {
 
     /// Sets where its datagrams go.
     pub fn set_path(&self, path: Path) {
+        self.found();
         self.path.store(Some(Arc::new(path)));
+    }
+
+    /// Whether packets wait while there is no path, for somebody who finds one.
+    pub fn set_on_demand(&self, on: bool) {
+        self.demand.store(if on { Demand::Tell } else { Demand::None } as u8, Relaxed);
+    }
+
+    /// Whether packets wait while there is no path.
+    #[must_use]
+    pub fn on_demand(&self) -> bool {
+        self.demand.load(Relaxed) != Demand::None as u8
+    }
+
+    /// A packet waits for a path. True for the first who says so since there was one.
+    #[must_use]
+    pub fn want_path(&self) -> bool {
+        self.demand.compare_exchange(Demand::Tell as u8, Demand::Told as u8, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Whoever finds paths could not be told, or there is one: the next packet without one tells again.
+    pub fn found(&self) {
+        let _ = self.demand.compare_exchange(Demand::Told as u8, Demand::Tell as u8, Relaxed, Relaxed);
+    }
+
+    /// When an authentic datagram last came from it.
+    #[must_use]
+    pub fn last_received(&self) -> Option<Time> {
+        self.activity.last_received()
+    }
+
+    /// When a datagram was last sent to it.
+    #[must_use]
+    pub fn last_sent(&self) -> Option<Time> {
+        self.activity.last_sent()
     }
 
     /// An authentic datagram came by `path`: that is where answers go (WireGuard paper, section 2.1). True

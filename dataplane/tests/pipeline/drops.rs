@@ -196,6 +196,10 @@ fn reads_without_route_or_path_or_sense_are_counted_by_segment() {
     a.read([&[0; 10][..], &[0x45; 12]].concat());
     a.run();
     a.assert_drops(&[(Drop::NoRoute, 1), (Drop::Malformed, 3)]);
+    let told = a.written();
+    assert_eq!(told.len(), 1, "the sender is told of the packet without a route, in the name of its destination");
+    assert_eq!((&told[0][10 + 12..10 + 16], &told[0][10 + 20..10 + 22]), (&[10, 0, 5, 1][..], &[3, 1][..]));
+    assert_eq!(dataplane::Stats::sum(a.shared.counters.iter().map(|c| &**c)).get("unreachables_out"), 1);
     // A session that is used up.
     let session = a.tunnel.peer(&public(2)).and_then(|p| p.current()).expect("a session");
     session.reserve(u64::MAX - (1 << 13) - 10).expect("counters");

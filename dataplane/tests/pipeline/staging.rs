@@ -41,6 +41,33 @@ fn what_comes_after_the_session_does_not_overtake_what_waited() {
 }
 
 #[test]
+fn packets_wait_for_a_path_on_demand_and_whoever_finds_one_is_told_once() {
+    let (mut a, mut b) = strangers(OFFLOADS);
+    let (key, address_b) = (public(2), address(2));
+    a.tunnel.remove_peer(&key).expect("a peer");
+    let peer = a.tunnel.add_peer(key).expect("room");
+    let mut routes = dataplane::table::Routes::new();
+    routes.insert("10.0.0.2/32".parse().expect("a prefix"), peer.clone());
+    a.shared.routes.store(std::sync::Arc::new(routes));
+    peer.set_on_demand(true);
+    let reads: Vec<_> = (0..3).map(|n| bulk(n, 2 * MSS)).collect();
+    reads.iter().for_each(|r| a.read(r.clone()));
+    a.run();
+    assert!(a.sent().is_empty() && a.keeper_sent.is_empty() && a.written().is_empty());
+    assert_eq!(a.queues.wanted.try_iter().collect::<Vec<_>>(), [key]);
+    // A path was found: what waited leaves over it.
+    peer.set_path(dataplane::Path::Direct(address_b));
+    a.shared.request_handshake(&peer);
+    settle(&mut a, &mut b);
+    assert_eq!(packets(&b.written()), packets(&reads));
+    a.assert_drops(&[]);
+    // Nobody looks for paths any more: packets are refused.
+    peer.set_on_demand(false);
+    a.stop();
+    b.stop();
+}
+
+#[test]
 fn a_peer_has_room_for_128_reads() {
     let (mut a, _b) = strangers(OFFLOADS);
     for n in 0..150 {
