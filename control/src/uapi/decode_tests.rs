@@ -162,6 +162,8 @@ fn peers() -> impl Strategy<Value = PeerState> {
             preshared_key: PresharedKey(psk),
             path,
             last_handshake: (at != 0).then(|| WallTime(Duration::new(at.into(), 5))),
+            last_sent: None,
+            last_received: None,
             tx_bytes,
             rx_bytes,
             persistent_keepalive,

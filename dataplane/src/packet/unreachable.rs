@@ -85,7 +85,7 @@ fn is_error(packet: &[u8], inner: &Inner) -> bool {
     let kind = packet.get(inner.header_len());
     match inner.version() {
         4 => packet[9] == protocol::ICMP && !kind.is_some_and(|k| matches!(k, 0 | 8 | 13..=18)),
-        _ => packet[6] == protocol::ICMPV6 && !kind.is_some_and(|k| *k >= 128),
+        _ => packet[6] == protocol::ICMPV6 && kind.is_none_or(|k| *k < 128),
     }
 }
 

@@ -63,7 +63,7 @@ mod tests {
         assert_eq!((0..200).filter(|_| r.allowed(now)).count(), 50);
         let mut sent = 0;
         for _ in 0..1000 {
-            now = now + Duration::from_millis(1);
+            now += Duration::from_millis(1);
             sent += usize::from(r.allowed(now));
         }
         assert_eq!(sent, 100);
