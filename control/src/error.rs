@@ -55,6 +55,12 @@ pub enum Error {
     /// The engine stopped by itself.
     #[error("the data plane stopped: {0}")]
     EngineFailed(String),
+    /// A configuration file is not as it should be.
+    #[error(transparent)]
+    Config(#[from] crate::config::Problems),
+    /// The state directory cannot be used.
+    #[error("{0}")]
+    State(String),
     /// A request to a running ipop-fast failed.
     #[error("{0}")]
     Client(String),

@@ -1,5 +1,50 @@
 //! How a person sees and steers a running node: a UNIX socket, and what is said over it.
+//!
+//! A client sends one line of JSON (a [`Request`]) and gets one line of JSON (a [`Response`]).
 
+pub mod client;
+pub mod server;
 pub mod status;
 
+pub use server::{AdminSocket, listen, serve};
 pub use status::Status;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest request line, in bytes: the longest JID has 3,071.
+pub const MAX_REQUEST: usize = 8192;
+/// Longest response line, in bytes: a peer takes less than 2 KiB.
+pub const MAX_RESPONSE: usize = 32 << 20;
+
+/// What a node can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub enum Request {
+    /// Its state: answered by [`Response::Status`].
+    Status,
+    /// Take the changed key of a peer.
+    AcceptPin {
+        /// Bare JID (all its devices), or full JID.
+        jid: String,
+    },
+    /// Read the configuration again, as SIGHUP does.
+    Reload,
+}
+
+/// What it answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "kebab-case")]
+pub enum Response {
+    /// Its state.
+    Status(Box<Status>),
+    /// It is done.
+    Done {
+        /// What was done, for people.
+        message: String,
+    },
+    /// It is not done.
+    Error {
+        /// Why not, for people.
+        message: String,
+    },
+}

@@ -1,10 +1,78 @@
 //! `node.toml`: what a node is told by its owner.
+//!
+//! [`load`] reads and checks a file; it tells all that is wrong with it at once ([`Problems`]), each with file, line,
+//! column and key.
+
+mod network;
+mod problem;
+mod secret;
+mod section;
+mod sections;
+#[cfg(test)]
+mod tests;
+pub mod values;
+
+pub use problem::{Problem, Problems};
+pub use secret::read_secret;
+pub use sections::{Surroundings, parse};
 
 use dataplane::table::Prefix;
+use std::io::Read;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
+
+/// Longest file, in bytes. A file with [`MAX_NETWORKS`] networks and all their routes is a tenth of that.
+pub const MAX_FILE: usize = 1 << 20;
+/// Networks of one node: each has its interface, its sockets and its shards.
+pub const MAX_NETWORKS: usize = 16;
+/// Subnets offered in one network: they travel in the descriptor, which servers limit.
+pub const MAX_ROUTES: usize = 64;
+/// STUN servers, and TURN servers: each is asked for every network.
+pub const MAX_SERVERS: usize = 8;
+/// Default MTU of an interface. 1,500 of the usual underlay, less 40 of IPv6, 8 of UDP, 32 of WireGuard and 4 of
+/// ChannelData (RFC 8656, section 12.4): no path, relayed or not, has to fragment.
+pub const DEFAULT_MTU: u16 = 1500 - 40 - 8 - 32 - 4;
+/// Default time without payload after which an on-demand link is closed.
+pub const DEFAULT_IDLE: Duration = Duration::from_secs(600);
+/// Default directory of keys, pins and leases.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/ipop-fast";
+/// Directory of the nodes' control sockets.
+pub const SOCKET_DIR: &str = "/run/ipop-fast";
+/// The account's password; it goes before `password_file`.
+pub const PASSWORD_VARIABLE: &str = "IPOP_FAST_XMPP_PASSWORD";
+
+/// Reads and checks a configuration file and the files that it names.
+///
+/// # Errors
+/// All that is wrong with it.
+pub fn load(path: &Path) -> Result<NodeConfig, Problems> {
+    let whole = |message: String| Problems::of_file(path, message);
+    let unreadable = |e: std::io::Error| {
+        whole(match e.kind() {
+            std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+            std::io::ErrorKind::PermissionDenied => {
+                "may not be read by this user: run it as root, or change the file's owner".to_owned()
+            }
+            _ => format!("cannot be read: {e}"),
+        })
+    };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    if file.metadata().map_err(unreadable)?.is_dir() {
+        return Err(whole("is a directory: name the file in it".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > MAX_FILE {
+        return Err(whole(format!("is longer than {} KiB: this is no node.toml", MAX_FILE >> 10)));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|e| {
+        let line = bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        whole(format!("line {line} has bytes that are no UTF-8: save the file as UTF-8"))
+    })?;
+    parse(path, text, &Surroundings::of_process(path))
+}
 
 /// A whole configuration, checked.
 #[derive(Clone, Debug)]
@@ -17,8 +85,12 @@ pub struct NodeConfig {
     pub xmpp: XmppConfig,
     /// At least one.
     pub networks: Vec<NetworkConfig>,
-    /// `None`: what the XMPP server offers by XEP-0215.
+    /// Both lists empty: what the XMPP server offers by XEP-0215.
     pub ice: IceConfig,
+    /// Where `status` and the like reach the node.
+    pub control_socket: PathBuf,
+    /// What is no error but worth telling once.
+    pub notes: Vec<String>,
 }
 
 /// An XMPP account and its server.
@@ -113,6 +185,8 @@ pub struct IceConfig {
     pub stun: Vec<String>,
     /// TURN servers.
     pub turn: Vec<TurnConfig>,
+    /// Ask for relays also to reach private addresses, as a test network without public ones needs.
+    pub relay_private: bool,
 }
 
 /// One TURN server.
