@@ -1,0 +1,331 @@
+//! One other node in one network: its link, its negotiations, its entry in the data plane.
+
+use super::event::{Event, LinkId, Remote};
+use super::negotiation::{self, Running, Subject};
+use super::rates::Rates;
+use crate::admin::status::LinkStatus;
+use crate::ice::{self, Credentials, IceNode};
+use crate::link::{self, Input, Link, Output, State};
+use crate::network::PlannedPeer;
+use crate::xmpp::{Negotiation, Signal, SignalRequest, Xmpp};
+use dataplane::{Engine, Path, PeerState, PeerUpdate, Time, Update, WallTime};
+use std::collections::HashMap;
+use tokio::sync::mpsc;
+
+/// What the links of one network work with.
+pub(super) struct Hands<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) ice: &'a IceNode,
+    pub(super) xmpp: &'a Xmpp,
+    pub(super) events: &'a mpsc::Sender<Event>,
+    /// The network's name in signals.
+    pub(super) network: &'a str,
+}
+
+/// What a negotiation found, and what its checks were signed with: probes of the path are, too.
+struct Known {
+    found: ice::Found,
+    local: Credentials,
+    remote: Credentials,
+}
+
+/// Another node.
+pub(super) struct Peer {
+    id: LinkId,
+    pub(super) planned: PlannedPeer,
+    pub(super) link: Link,
+    pub(super) online: bool,
+    running: HashMap<String, Running>,
+    /// Offers whose acceptance is being decided.
+    offered: HashMap<String, (SignalRequest, Negotiation)>,
+    known: HashMap<String, Known>,
+    rates: Rates,
+    tunnel: Option<PeerState>,
+    /// The state that was logged last.
+    told: State,
+}
+
+impl Peer {
+    pub(super) fn new(id: LinkId, planned: PlannedPeer, link: Link) -> Self {
+        Self {
+            id,
+            planned,
+            link,
+            online: false,
+            running: HashMap::new(),
+            offered: HashMap::new(),
+            known: HashMap::new(),
+            rates: Rates::default(),
+            tunnel: None,
+            told: State::Idle,
+        }
+    }
+
+    /// The change that makes the data plane know the peer as it is planned.
+    pub(super) fn entry(&self) -> PeerUpdate {
+        PeerUpdate {
+            preshared_key: Some(self.planned.preshared_key.clone().unwrap_or_default()),
+            replace_allowed_ips: true,
+            allowed_ips: self.planned.allowed_ips.iter().map(|p| (*p, true)).collect(),
+            on_demand: Some(self.online),
+            ..PeerUpdate::new(self.planned.public_key)
+        }
+    }
+
+    /// Something happened to the link.
+    pub(super) fn handle(&mut self, input: Input, hands: &Hands<'_>) {
+        self.link.handle(Engine::now(), input);
+        self.pump(hands);
+    }
+
+    /// Whether packets wait for a path, or are refused.
+    pub(super) fn set_online(&mut self, online: bool, hands: &Hands<'_>) {
+        if self.online != online {
+            self.online = online;
+            self.demand(hands);
+        }
+        self.handle(if online { Input::PeerOnline } else { Input::PeerOffline }, hands);
+    }
+
+    /// The peer's `session-initiate`. The link decides, and the answer is sent.
+    pub(super) fn offer(&mut self, request: SignalRequest, sid: String, offer: Negotiation, hands: &Hands<'_>) {
+        self.offered.insert(sid.clone(), (request, offer));
+        self.handle(Input::Initiated { sid }, hands);
+    }
+
+    /// The peer's `session-accept`. False: there is no such session.
+    pub(super) fn accepted(&mut self, sid: &str, answer: Negotiation, hands: &Hands<'_>) -> bool {
+        let Some(running) = self.running.get(sid) else { return false };
+        running.tell(Remote::Description { credentials: answer.credentials, candidates: answer.candidates });
+        self.handle(Input::Accepted { sid: sid.to_owned() }, hands);
+        true
+    }
+
+    /// More candidates of the peer. False: there is no such session.
+    pub(super) fn candidates(&self, sid: &str, candidates: Vec<ice::Candidate>) -> bool {
+        let running = self.running.get(sid);
+        if let Some(r) = running {
+            r.tell(Remote::Candidates(candidates));
+        }
+        running.is_some()
+    }
+
+    /// A path was found.
+    pub(super) fn found(
+        &mut self,
+        sid: &str,
+        found: ice::Found,
+        local: Credentials,
+        remote: Credentials,
+        hands: &Hands<'_>,
+    ) {
+        if !self.running.contains_key(sid) {
+            hands.ice.release(found.path);
+            return;
+        }
+        let (path, relayed) = (found.path, found.is_relayed());
+        hands.ice.answer_probes(local.clone(), remote.ufrag.clone());
+        self.known.insert(sid.to_owned(), Known { found, local, remote });
+        self.handle(Input::AgentFound { sid: sid.to_owned(), path, relayed }, hands);
+    }
+
+    /// What the data plane knows of the peer.
+    pub(super) fn look(&mut self, now: Time, tunnel: PeerState, hands: &Hands<'_>) {
+        self.rates.look(now, [tunnel.tx_bytes, tunnel.rx_bytes]);
+        let before = self.tunnel.as_ref().and_then(|t| t.last_handshake);
+        let input = Input::Activity {
+            last_received: tunnel.last_received,
+            last_sent: tunnel.last_sent,
+            path: tunnel.path,
+        };
+        let fresh = tunnel.last_handshake.filter(|h| Some(*h) != before);
+        self.tunnel = Some(tunnel);
+        if let Some(at) = fresh {
+            // The handshake's time is of the wall clock; it happened since the last look.
+            let ago = dataplane_wall().0.saturating_sub(at.0);
+            let at = Time::from_nanos(now.as_nanos().saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX)));
+            self.handle(Input::Session { at }, hands);
+        }
+        self.handle(input, hands);
+    }
+
+    /// Does what the link wants done.
+    pub(super) fn pump(&mut self, hands: &Hands<'_>) {
+        while let Some(output) = self.link.poll_output() {
+            self.carry_out(output, hands);
+        }
+        self.tidy(hands);
+    }
+
+    fn carry_out(&mut self, output: Output, hands: &Hands<'_>) {
+        let key = &self.planned.public_key;
+        match output {
+            Output::Start { sid, role } => self.start(sid, role, hands),
+            Output::Answer { sid, verdict } => {
+                // Of an accepted offer the description goes to the agent, which the link starts next.
+                if verdict == link::Verdict::Accept {
+                    if let Some((request, _)) = self.offered.get(&sid) {
+                        hands.xmpp.answer(request.clone(), crate::xmpp::Verdict::Ok);
+                    }
+                } else if let Some((request, _)) = self.offered.remove(&sid) {
+                    let verdict = match verdict {
+                        link::Verdict::TieBreak => crate::xmpp::Verdict::TieBreak,
+                        link::Verdict::Busy => crate::xmpp::Verdict::Busy,
+                        _ => crate::xmpp::Verdict::UnknownSession,
+                    };
+                    hands.xmpp.answer(request, verdict);
+                }
+            }
+            Output::Stop { sid } => {
+                self.running.remove(&sid);
+            }
+            Output::Terminate { sid, reason } => {
+                let (xmpp, jid) = (hands.xmpp.clone(), self.id.jid.clone());
+                tokio::spawn(async move {
+                    // The peer finds out by itself, if it must.
+                    if let Err(e) = xmpp.signal(&jid, Signal::Terminate { sid, reason }).await {
+                        tracing::debug!("{jid} was not told of the end of a negotiation: {e}");
+                    }
+                });
+            }
+            Output::UsePath { path } => {
+                hands.engine.set_path(key, path);
+            }
+            Output::Handshake => {
+                hands.engine.handshake(key);
+            }
+            Output::Unpath => {
+                self.rates.restart();
+                self.tunnel = None;
+                let gone = PeerUpdate { remove: true, ..PeerUpdate::new(*key) };
+                let update = Update { peers: vec![gone, self.entry()], ..Update::default() };
+                if let Err(e) = hands.engine.configure(update) {
+                    tracing::error!("{}: {e}", self.id.jid);
+                }
+            }
+            Output::Probe => self.probe(hands),
+            Output::Changed => self.changed(hands),
+        }
+    }
+
+    fn start(&mut self, sid: String, role: link::Role, hands: &Hands<'_>) {
+        let role = match role {
+            link::Role::Controlling => ice::Role::Controlling,
+            link::Role::Controlled => ice::Role::Controlled,
+        };
+        let subject = Subject { link: self.id.clone(), sid: sid.clone(), role, network: hands.network.to_owned() };
+        let running = negotiation::start(subject, hands.ice, hands.xmpp, hands.events.clone());
+        if let Some((_, offer)) = self.offered.remove(&sid) {
+            running.tell(Remote::Description { credentials: offer.credentials, candidates: offer.candidates });
+        }
+        self.running.insert(sid, running);
+    }
+
+    /// Asks the peer for a sign of life over the path in use.
+    fn probe(&self, hands: &Hands<'_>) {
+        let roamed = self.tunnel.as_ref().and_then(|t| t.path);
+        let chosen = self.link.path().map(|(path, _)| path);
+        let known = self.link.sid().and_then(|sid| self.known.get(sid));
+        let (Some(path), Some(known)) = (roamed.or(chosen), known) else {
+            // The peer came by itself, there were no checks: the tunnel's own handshake asks as well.
+            hands.engine.handshake(&self.planned.public_key);
+            return;
+        };
+        let (ice, events, link) = (hands.ice.clone(), hands.events.clone(), self.id.clone());
+        let (local, remote) = (known.local.clone(), known.remote.clone());
+        tokio::spawn(async move {
+            let rtt = ice.probe(path, &local, &remote).await.ok();
+            let _ = events.send(Event::Probe { link, rtt }).await;
+        });
+    }
+
+    fn changed(&mut self, hands: &Hands<'_>) {
+        let state = self.link.state();
+        if state == self.told {
+            return;
+        }
+        let (jid, why) = (&self.id.jid, self.link.why());
+        match (state, self.link.path()) {
+            (State::Up, Some((path, _))) => tracing::info!("{jid}: up, {why}: {path}"),
+            (State::Failing, _) => tracing::warn!("{jid}: failing: {why}"),
+            _ => tracing::debug!("{jid}: {}: {why}", state.name()),
+        }
+        self.told = state;
+        if matches!(state, State::Idle | State::Failing) && self.link.path().is_none() {
+            self.demand(hands);
+        }
+    }
+
+    /// Packets for an offline peer are refused; those for an online one wait and ask for a path, once more.
+    fn demand(&self, hands: &Hands<'_>) {
+        let set = |on| PeerUpdate {
+            update_only: true,
+            on_demand: Some(on),
+            ..PeerUpdate::new(self.planned.public_key)
+        };
+        let mut peers = vec![set(false)];
+        if self.online {
+            peers.push(set(true));
+        }
+        if let Err(e) = hands.engine.configure(Update { peers, ..Update::default() }) {
+            tracing::error!("{}: {e}", self.id.jid);
+        }
+    }
+
+    /// Forgets what no agent and no path needs any more.
+    fn tidy(&mut self, hands: &Hands<'_>) {
+        let used = self.link.sid();
+        let path = self.link.path().map(|(path, _)| path);
+        let over = |sid: &String| !self.running.contains_key(sid) && used != Some(sid);
+        let over: Vec<String> = self.known.keys().filter(|sid| over(sid)).cloned().collect();
+        for sid in over {
+            let Some(known) = self.known.remove(&sid) else { continue };
+            hands.ice.forget(&known.local.ufrag);
+            let shared = self.known.values().any(|k| k.found.path == known.found.path);
+            if !shared && path != Some(known.found.path) {
+                hands.ice.release(known.found.path);
+            }
+        }
+    }
+
+    /// The peer is removed: what it holds outside goes.
+    pub(super) fn close(&mut self, reason: crate::xmpp::Reason, hands: &Hands<'_>) {
+        self.handle(Input::Close { reason }, hands);
+        self.running.clear();
+        for (_, known) in self.known.drain() {
+            hands.ice.forget(&known.local.ufrag);
+            hands.ice.release(known.found.path);
+        }
+    }
+
+    /// Its link for people.
+    pub(super) fn status(&self, now: Time) -> LinkStatus {
+        let known = self.link.sid().and_then(|sid| self.known.get(sid));
+        let path: Option<Path> = self.tunnel.as_ref().and_then(|t| t.path).filter(|_| self.link.path().is_some());
+        let [tx_bytes, rx_bytes] = self.rates.bytes();
+        let [tx_bps, rx_bps] = self.rates.rates();
+        let handshake = self.tunnel.as_ref().and_then(|t| t.last_handshake);
+        let mut status = self.link.status(now);
+        if let (State::Up, Some(known)) = (self.link.state(), known) {
+            status.pair = Some(format!("{}-{}", known.found.local_kind, known.found.remote_kind));
+            status.why.clone_from(&known.found.why);
+        }
+        if let Some(path) = path {
+            status.address = Some(path.to_string());
+        }
+        LinkStatus {
+            tx_bytes,
+            rx_bytes,
+            tx_bps,
+            rx_bps,
+            last_handshake_s: handshake.map(|h| dataplane_wall().0.saturating_sub(h.0).as_secs()),
+            ..status
+        }
+    }
+}
+
+/// The wall clock, as handshakes are stamped.
+fn dataplane_wall() -> WallTime {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    WallTime(since.unwrap_or_default())
+}
