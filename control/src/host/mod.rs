@@ -1,1 +1,257 @@
-//! This machine's interfaces, addresses and routes (rtnetlink).
+//! This machine's interfaces, addresses and routes (rtnetlink(7)).
+
+mod dump;
+mod watch;
+
+use crate::Error;
+use crate::network::overlap;
+use dataplane::table::Prefix;
+use dump::{Address, Link, Route};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rustix::io::Errno;
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// The kernel answers at once, even with a full routing table.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Underlay addresses beyond this are not offered: each costs checks with every peer.
+pub const MAX_ADDRESSES: usize = 32;
+
+/// A netlink connection in the network namespace in which it was made. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Host {
+    handle: Handle,
+    /// Carries the requests; ends with the last clone.
+    _connection: Arc<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Waits for the kernel; `what` completes "cannot ...".
+async fn ask<T>(what: &str, request: impl Future<Output = Result<T, rtnetlink::Error>>) -> Result<T, Error> {
+    match tokio::time::timeout(PATIENCE, request).await {
+        Ok(answer) => answer.map_err(|e| failure(what, &e)),
+        Err(_) => Err(Error::io(what, std::io::Error::other("the kernel does not answer"))),
+    }
+}
+
+fn errno(e: &rtnetlink::Error) -> Option<Errno> {
+    match e {
+        rtnetlink::Error::NetlinkError(m) => Some(Errno::from_raw_os_error(m.raw_code().abs())),
+        _ => None,
+    }
+}
+
+fn failure(what: &str, e: &rtnetlink::Error) -> Error {
+    let hint = match errno(e) {
+        Some(Errno::PERM | Errno::ACCESS) => return Error::io(format!("{what} (needs CAP_NET_ADMIN)"), Errno::PERM),
+        Some(e) => return Error::io(what, e),
+        None => e.to_string(),
+    };
+    Error::io(what, std::io::Error::other(hint))
+}
+
+/// Takes some errors for success: what was asked for is so already.
+fn unless(result: Result<(), rtnetlink::Error>, fine: &[Errno]) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(e) if errno(&e).is_some_and(|e| fine.contains(&e)) => Ok(()),
+        other => other,
+    }
+}
+
+impl Host {
+    /// Connects to the kernel. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: netlink is refused.
+    pub fn new() -> Result<Self, Error> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| Error::io("open a netlink socket", e))?;
+        let connection = Arc::new(Connection(tokio::spawn(connection)));
+        Ok(Self { handle, _connection: connection })
+    }
+
+    async fn index(&self, interface: &str) -> Result<u32, Error> {
+        let found = dump::links(&self.handle).await?.into_iter().find(|l| l.name == interface);
+        found.map(|l| l.index).ok_or_else(|| Error::io(format!("find interface {interface}"), Errno::NODEV))
+    }
+
+    /// Gives `interface`, which is ours alone, exactly these addresses (each with its prefix length; the kernel makes
+    /// the subnet's route), sets its MTU and brings it up. Does nothing where it is so already. IPv6 link-local
+    /// addresses are left alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: no such interface, no permission, an address that the kernel does not take.
+    pub async fn setup_interface(&self, interface: &str, addresses: &[(IpAddr, u8)], mtu: u16) -> Result<(), Error> {
+        let index = self.index(interface).await?;
+        let up = LinkUnspec::new_with_index(index).mtu(mtu.into()).up().build();
+        ask(&format!("bring up {interface} with MTU {mtu}"), self.handle.link().set(up).execute()).await?;
+        let present = dump::addresses(&self.handle).await?;
+        let present: Vec<Address> =
+            present.into_iter().filter(|a| a.index == index && !link_local(a.address)).collect();
+        for old in present.iter().filter(|a| !addresses.contains(&(a.address, a.len))) {
+            let what = format!("remove {}/{} from {interface}", old.address, old.len);
+            let message = address_message(index, old.address, old.len);
+            // Deleting an IPv4 address takes its secondaries along.
+            let done = async { unless(self.handle.address().del(message).execute().await, &[Errno::ADDRNOTAVAIL]) };
+            ask(&what, done).await?;
+        }
+        for (address, len) in addresses {
+            let mut add = self.handle.address().add(index, *address, *len);
+            if address.is_ipv6() {
+                // Derived from a key: nobody else has it, and it is needed at once.
+                add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+            }
+            let done = async { unless(add.execute().await, &[Errno::EXIST]) };
+            ask(&format!("give {address}/{len} to {interface}"), done).await?;
+        }
+        Ok(())
+    }
+
+    /// Routes `prefix` to `interface`. A route that is there already is fine.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: no such interface, no permission, or another interface has that route.
+    pub async fn add_route(&self, prefix: Prefix, interface: &str) -> Result<(), Error> {
+        let index = self.index(interface).await?;
+        let what = format!("route {prefix} to {interface}");
+        let added = async { unless(self.handle.route().add(route(prefix, index)).execute().await, &[Errno::EXIST]) };
+        ask(&what, added).await?;
+        let there = |r: &Route| r.prefix == prefix && r.index == Some(index);
+        if dump::routes(&self.handle, prefix.address().is_ipv4()).await?.iter().any(there) {
+            return Ok(());
+        }
+        Err(Error::io(what, std::io::Error::other("this machine has such a route to another interface")))
+    }
+
+    /// Takes the route to `prefix` away from `interface`. A route or interface that is not there is fine.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: no permission.
+    pub async fn del_route(&self, prefix: Prefix, interface: &str) -> Result<(), Error> {
+        let Some(link) = dump::links(&self.handle).await?.into_iter().find(|l| l.name == interface) else {
+            return Ok(());
+        };
+        let gone = [Errno::SRCH, Errno::NOENT, Errno::NODEV];
+        let done = async { unless(self.handle.route().del(route(prefix, link.index)).execute().await, &gone) };
+        ask(&format!("remove the route {prefix} from {interface}"), done).await
+    }
+
+    /// Addresses at which other machines may reach us: of interfaces that are up and not in `exclude` (our overlays),
+    /// neither loopback nor link-local nor still being checked for duplicates. IPv4 first, deprecated ones last; at
+    /// most [`MAX_ADDRESSES`].
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the kernel does not tell.
+    pub async fn underlay_addresses(&self, exclude: &[String]) -> Result<Vec<IpAddr>, Error> {
+        let links = outside(dump::links(&self.handle).await?, exclude);
+        let mut addresses = dump::addresses(&self.handle).await?;
+        addresses.retain(|a| offered(a) && links.iter().any(|l| l.index == a.index && l.up));
+        addresses.sort_by_key(|a| (a.flags.contains(AddressFlags::Deprecated), a.address));
+        let mut seen = BTreeSet::new();
+        let unique = addresses.iter().map(|a| a.address).filter(|a| seen.insert(*a));
+        Ok(unique.take(MAX_ADDRESSES).collect())
+    }
+
+    /// Prefixes that this machine reaches by itself, in the main table: without default routes, without those to
+    /// interfaces in `exclude`. For overlap checks.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the kernel does not tell.
+    pub async fn local_routes(&self, exclude: &[String]) -> Result<Vec<Prefix>, Error> {
+        let links = outside(dump::links(&self.handle).await?, exclude);
+        let mut prefixes = BTreeSet::new();
+        for v4 in [true, false] {
+            let routes = dump::routes(&self.handle, v4).await?.into_iter();
+            let local = routes.filter(|r| r.index.is_none_or(|i| links.iter().any(|l| l.index == i)));
+            prefixes.extend(local.map(|r| r.prefix).filter(|p| !p.is_empty() && !of_links(p)));
+        }
+        Ok(prefixes.into_iter().collect())
+    }
+}
+
+/// `fe80::/64` is on every interface and says nothing.
+fn of_links(p: &Prefix) -> bool {
+    Prefix::new(IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10).is_some_and(|l| overlap(&l, p))
+}
+
+fn outside(mut links: Vec<Link>, exclude: &[String]) -> Vec<Link> {
+    links.retain(|l| !exclude.contains(&l.name));
+    links
+}
+
+const fn link_local(a: IpAddr) -> bool {
+    match a {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
+
+/// Whether an address of an interface is offered to peers.
+fn offered(a: &Address) -> bool {
+    let unchecked = AddressFlags::Tentative.union(AddressFlags::Dadfailed);
+    // An optimistic address may be used before its check is over (RFC 4429).
+    let unchecked = a.flags.intersects(unchecked) && !a.flags.contains(AddressFlags::Optimistic);
+    let ip = a.address;
+    let special = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || link_local(ip);
+    let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    !unchecked && !special && !mapped
+}
+
+fn address_message(index: u32, address: IpAddr, len: u8) -> AddressMessage {
+    use rtnetlink::AddressMessageBuilder;
+    match address {
+        IpAddr::V4(a) => AddressMessageBuilder::<std::net::Ipv4Addr>::new().index(index).address(a, len).build(),
+        IpAddr::V6(a) => AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(a, len).build(),
+    }
+}
+
+fn route(prefix: Prefix, index: u32) -> RouteMessage {
+    match prefix.address() {
+        IpAddr::V4(a) => {
+            let r = RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(a, prefix.len());
+            // Without a gateway: everything there is on the link.
+            r.output_interface(index).scope(rtnetlink::packet_route::route::RouteScope::Link).build()
+        }
+        IpAddr::V6(a) => {
+            let r = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(a, prefix.len());
+            r.output_interface(index).build()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(a: &str, flags: AddressFlags) -> Address {
+        Address { index: 1, address: a.parse().expect("address"), len: 24, flags }
+    }
+
+    #[test]
+    fn only_addresses_that_others_can_use_are_offered() {
+        let none = AddressFlags::empty();
+        for good in ["192.0.2.1", "10.0.0.1", "2001:db8::1", "fd00::1"] {
+            assert!(offered(&address(good, none)), "{good}");
+            assert!(offered(&address(good, AddressFlags::Deprecated)), "{good}");
+            assert!(!offered(&address(good, AddressFlags::Tentative)), "{good}");
+            assert!(!offered(&address(good, AddressFlags::Tentative | AddressFlags::Dadfailed)), "{good}");
+        }
+        assert!(offered(&address("2001:db8::1", AddressFlags::Tentative | AddressFlags::Optimistic)));
+        for bad in ["127.0.0.1", "::1", "169.254.1.1", "fe80::1", "0.0.0.0", "::", "ff02::1", "::ffff:192.0.2.1"] {
+            assert!(!offered(&address(bad, none)), "{bad}");
+        }
+    }
+}

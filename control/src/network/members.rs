@@ -1,0 +1,290 @@
+//! Who is a peer, and what it may carry: from what members say about themselves to what is configured.
+
+use super::address::{self, host_prefix, is_host, ula, ula_prefix, usable};
+use super::pins::{PinVerdict, Pins};
+use super::routes::{self, Offer};
+use super::{Claim, psk};
+use crate::identity::{Descriptor, NetworkDescriptor};
+use dataplane::table::Prefix;
+use dataplane::tunnel::{PresharedKey, PublicKey};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+
+/// More peers than this are refused.
+pub const MAX_PEERS: usize = 4096;
+/// Overlay addresses of one node that are looked at, beside the one that is computed.
+pub const MAX_ADDRESSES: usize = 8;
+/// Warnings for people: more are only counted.
+pub const MAX_WARNINGS: usize = 64;
+
+/// One node as XMPP knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Node<'a> {
+    /// Full JID: account and device. Stamped by the server, never taken from the descriptor.
+    pub jid: &'a str,
+    /// What it published.
+    pub descriptor: &'a Descriptor,
+}
+
+/// Ourselves in the network.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    /// Our key.
+    pub public_key: PublicKey,
+    /// Our overlay addresses (not the computed one).
+    pub addresses: &'a [IpAddr],
+    /// Since when.
+    pub since: u64,
+    /// Routes that we offer: nobody else's of the same name are taken.
+    pub routes: &'a [Prefix],
+}
+
+/// All that the peers depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The network's name (`group:NAME`, `muc:ROOM`).
+    pub network: &'a str,
+    /// Ourselves.
+    pub own: Own<'a>,
+    /// The network's subnets: overlay addresses outside are refused.
+    pub subnets: &'a [Prefix],
+    /// The group's secret.
+    pub secret: Option<&'a [u8]>,
+    /// Take the others' routes.
+    pub accept_routes: bool,
+    /// What must not be routed into the overlay: local routes (without default routes), servers, other networks.
+    pub underlay: &'a [Prefix],
+    /// Bare JIDs of the members.
+    pub members: &'a HashSet<String>,
+    /// All nodes that published something.
+    pub nodes: &'a [Node<'a>],
+    /// Keys that were seen before.
+    pub pins: &'a Pins,
+}
+
+/// One peer to configure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedPeer {
+    /// Full JID.
+    pub jid: String,
+    /// Its name for people.
+    pub name: String,
+    /// Its key. To be pinned ([`Pins::note`]).
+    pub public_key: PublicKey,
+    /// From the group's secret.
+    pub psk: Option<PresharedKey>,
+    /// Overlay addresses: the computed one and those that it may have.
+    pub addresses: Vec<Prefix>,
+    /// Its routes that are taken.
+    pub routes: Vec<Prefix>,
+    /// Both, for the data plane.
+    pub allowed_ips: Vec<Prefix>,
+}
+
+/// A node that is not configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Full JID.
+    pub jid: String,
+    /// Its name for people.
+    pub name: String,
+    /// The key that it published. To be noted ([`Pins::note`]), so that a person can accept it.
+    pub public_key: PublicKey,
+    /// The key that is pinned, if it is refused for having changed.
+    pub pinned: Option<PublicKey>,
+}
+
+/// What to configure.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In the order of their JIDs.
+    pub peers: Vec<PlannedPeer>,
+    /// Nodes whose key is refused.
+    pub refused: Vec<Refused>,
+    /// For people, sorted.
+    pub warnings: Vec<String>,
+}
+
+/// The account and the device of a full JID.
+#[must_use]
+pub fn split_jid(jid: &str) -> (&str, &str) {
+    jid.split_once('/').unwrap_or((jid, ""))
+}
+
+/// A node that may become a peer.
+struct Candidate<'a> {
+    jid: &'a str,
+    name: &'a str,
+    said: &'a NetworkDescriptor,
+    /// Pinned before, and when.
+    pinned: Option<u64>,
+}
+
+impl Candidate<'_> {
+    const fn claim(&self) -> Claim {
+        (self.said.since, self.said.public_key)
+    }
+}
+
+/// Works out the peers. The same inputs in another order give the same plan.
+#[must_use]
+pub fn plan(inputs: &Inputs<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let mut candidates = candidates(inputs, &mut plan);
+    unique_keys(&mut candidates, &mut plan);
+    candidates.sort_by_key(|c| c.jid);
+    if candidates.len() > MAX_PEERS {
+        plan.warnings.push(format!("{} nodes are more than the {MAX_PEERS} that can be peers", candidates.len()));
+        // Those that were known before stay.
+        candidates.sort_by_key(|c| (c.pinned.unwrap_or(u64::MAX), c.jid));
+        candidates.truncate(MAX_PEERS);
+        candidates.sort_by_key(|c| c.jid);
+    }
+    let mut addresses = addresses(inputs, &candidates, &mut plan);
+    let mut routes = routes(inputs, &candidates, &mut plan);
+    for c in &candidates {
+        let key = c.said.public_key;
+        let addresses = addresses.remove(&key).unwrap_or_default();
+        let routes = routes.remove(&key).unwrap_or_default();
+        let allowed_ips = addresses.iter().chain(&routes).copied().collect();
+        let psk = inputs.secret.map(|s| psk::psk(s, inputs.network, &inputs.own.public_key, &key));
+        let (jid, name) = (c.jid.to_owned(), c.name.to_owned());
+        plan.peers.push(PlannedPeer { jid, name, public_key: key, psk, addresses, routes, allowed_ips });
+    }
+    plan.warnings.sort();
+    plan.warnings.dedup();
+    if plan.warnings.len() > MAX_WARNINGS {
+        let more = plan.warnings.len() - MAX_WARNINGS;
+        plan.warnings.truncate(MAX_WARNINGS);
+        plan.warnings.push(format!("and {more} more warnings"));
+    }
+    plan
+}
+
+/// Members of this network with a key that may be theirs.
+fn candidates<'a>(inputs: &Inputs<'a>, plan: &mut Plan) -> Vec<Candidate<'a>> {
+    let mut candidates: BTreeMap<&str, Candidate<'_>> = BTreeMap::new();
+    for node in inputs.nodes {
+        let (account, device) = split_jid(node.jid);
+        let networks = &node.descriptor.networks;
+        let said = networks.iter().find(|n| n.network == inputs.network);
+        let Some(said) = said.filter(|_| inputs.members.contains(account)) else { continue };
+        let (jid, name, key) = (node.jid, node.descriptor.name.as_str(), said.public_key);
+        if key == inputs.own.public_key {
+            plan.warnings.push(format!("{jid} says that it has our own key: it is refused"));
+            continue;
+        }
+        let pinned = match inputs.pins.check(account, device, inputs.network, &key) {
+            PinVerdict::First => None,
+            PinVerdict::Same { order } => Some(order),
+            PinVerdict::Changed { pinned } => {
+                plan.warnings.push(format!(
+                    "the key of {jid} ({name}) changed: it is refused. If that is right, say: ipop-fast pins accept {jid}"
+                ));
+                let (jid, name) = (jid.to_owned(), name.to_owned());
+                plan.refused.push(Refused { jid, name, public_key: key, pinned: Some(pinned) });
+                continue;
+            }
+        };
+        candidates.insert(jid, Candidate { jid, name, said, pinned });
+    }
+    plan.refused.sort_by(|a, b| a.jid.cmp(&b.jid));
+    candidates.into_values().collect()
+}
+
+/// Of several nodes with one key the one that was pinned first has it, then the one with the smallest JID.
+fn unique_keys(candidates: &mut Vec<Candidate<'_>>, plan: &mut Plan) {
+    candidates.sort_by_key(|c| (c.pinned.unwrap_or(u64::MAX), c.jid));
+    let mut owner: HashMap<PublicKey, &str> = HashMap::new();
+    candidates.retain(|c| {
+        let first = *owner.entry(c.said.public_key).or_insert(c.jid);
+        if first != c.jid {
+            plan.warnings.push(format!("{} says that it has the key of {first}: it is refused", c.jid));
+            plan.refused.push(Refused {
+                jid: c.jid.to_owned(),
+                name: c.name.to_owned(),
+                public_key: c.said.public_key,
+                pinned: None,
+            });
+        }
+        first == c.jid
+    });
+}
+
+fn addresses(inputs: &Inputs<'_>, candidates: &[Candidate<'_>], plan: &mut Plan) -> HashMap<PublicKey, Vec<Prefix>> {
+    let stable = ula_prefix(inputs.network);
+    let mut owners: HashMap<IpAddr, Claim> = HashMap::new();
+    for a in inputs.own.addresses {
+        owners.insert(*a, (inputs.own.since, inputs.own.public_key));
+    }
+    // The computed addresses are nobody's to claim.
+    owners.insert(ula(inputs.network, &inputs.own.public_key).into(), (0, inputs.own.public_key));
+    let mut wanted: Vec<(&Candidate<'_>, Vec<IpAddr>)> = Vec::new();
+    for c in candidates {
+        let mut list = vec![IpAddr::V6(ula(inputs.network, &c.said.public_key))];
+        if c.said.addresses.len() > MAX_ADDRESSES + 1 {
+            plan.warnings.push(format!("{} claims more than {MAX_ADDRESSES} addresses: the rest is ignored", c.jid));
+        }
+        for p in c.said.addresses.iter().take(MAX_ADDRESSES + 1) {
+            let a = p.address();
+            if list.contains(&a) {
+                continue;
+            }
+            if !is_host(p) || stable.contains(a) || !inputs.subnets.iter().any(|s| usable(s, a)) {
+                plan.warnings.push(format!("{} claims {p}, which is no address of this network: ignored", c.jid));
+                continue;
+            }
+            list.push(a);
+        }
+        for a in &list {
+            let claim = if stable.contains(*a) { (0, c.said.public_key) } else { c.claim() };
+            let owner = owners.entry(*a).or_insert(claim);
+            *owner = claim.min(*owner);
+        }
+        wanted.push((c, list));
+    }
+    let mut given: HashMap<PublicKey, Vec<Prefix>> = HashMap::new();
+    let own = inputs.own.public_key;
+    for (c, list) in wanted {
+        let key = c.said.public_key;
+        for a in list {
+            let owner = owners.get(&a).map_or(key, |o| o.1);
+            // An address of our interface cannot be a peer's, whoever has the better right.
+            let ours = inputs.own.addresses.contains(&a);
+            if owner == key && !ours {
+                given.entry(key).or_default().push(host_prefix(a));
+            } else if ours && owner != own {
+                plan.warnings.push(format!("{} ({}) has our address {a}, and had it first", c.jid, c.name));
+            } else {
+                let whose = candidates.iter().find(|o| o.said.public_key == owner).map_or("this node", |o| o.jid);
+                plan.warnings.push(format!("{} ({}) claims {a}, which {whose} has: not routed", c.jid, c.name));
+            }
+        }
+    }
+    given
+}
+
+fn routes(inputs: &Inputs<'_>, candidates: &[Candidate<'_>], plan: &mut Plan) -> HashMap<PublicKey, Vec<Prefix>> {
+    if !inputs.accept_routes {
+        return HashMap::new();
+    }
+    let stable = ula_prefix(inputs.network);
+    let own = inputs.own.addresses.iter().map(|a| host_prefix(*a));
+    let guarded: Vec<Prefix> =
+        inputs.subnets.iter().copied().chain([stable]).chain(own).chain(inputs.own.routes.iter().copied()).collect();
+    let offers = candidates.iter().map(|c| Offer { jid: c.jid, claim: c.claim(), routes: &c.said.routes });
+    routes::take(&guarded, inputs.underlay, offers, &mut plan.warnings)
+}
+
+/// The addresses of other members as [`address::settle`] wants them.
+#[must_use]
+pub fn claims(inputs: &Inputs<'_>) -> Vec<(PublicKey, u64, IpAddr)> {
+    let mut ignored = Plan::default();
+    let mut candidates = candidates(inputs, &mut ignored);
+    unique_keys(&mut candidates, &mut ignored);
+    let hosts = candidates.iter().flat_map(|c| {
+        let hosts = c.said.addresses.iter().take(MAX_ADDRESSES + 1).filter(|p| is_host(p));
+        hosts.map(|p| (c.said.public_key, c.said.since, p.address()))
+    });
+    hosts.filter(|(_, _, a)| inputs.subnets.iter().any(|s| address::usable(s, *a))).collect()
+}
