@@ -25,7 +25,7 @@ pub(super) enum Event {
     /// Packets wait for a path to this peer.
     Wanted(NetworkId, PublicKey),
     /// STUN or TURN changed.
-    Ice(NetworkId),
+    Ice(NetworkId, ice::IceEvent),
     /// In a negotiation.
     Negotiation { link: LinkId, sid: String, what: Progress },
     /// A probe of a link was answered, or not.

@@ -1,7 +1,7 @@
 //! One negotiation: an agent, and what is said about it over XMPP, in order.
 
 use super::event::{Event, LinkId, Progress, Remote};
-use crate::ice::{Agent, IceNode, Role};
+use crate::ice::{Agent, Credentials, IceNode, Role, Step};
 use crate::xmpp::{Negotiation, Signal, SignalError, Xmpp};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -75,10 +75,10 @@ async fn find(
     events: mpsc::Sender<Event>,
 ) {
     let Subject { link, sid, role, network } = subject;
-    let mut agent = ice.negotiate(role).await;
+    let mut agent = ice.negotiate(role);
     let local = agent.credentials();
     let mut theirs = None;
-    let candidates = agent.local_candidates().await.unwrap_or_default();
+    let candidates = agent.known_candidates();
     let say = Negotiation { network, credentials: local.clone(), candidates };
     let first = match role {
         Role::Controlling => Signal::Initiate { sid: sid.clone(), offer: say },
@@ -87,20 +87,17 @@ async fn find(
     let _ = signals.send(first).await;
     let found = loop {
         tokio::select! {
-            more = agent.local_candidates() => {
-                let candidates = more.unwrap_or_default();
-                let _ = signals.send(Signal::Candidates { sid: sid.clone(), candidates, ufrag: local.ufrag.clone() }).await;
-            }
-            said = remote.recv() => match said {
-                Some(Remote::Description { credentials, candidates }) => {
-                    theirs = Some(credentials.clone());
-                    agent.remote(credentials);
-                    agent.add_remote(candidates);
+            step = agent.next() => match step {
+                Step::Candidates(candidates) => {
+                    let more = Signal::Candidates { sid: sid.clone(), candidates, ufrag: local.ufrag.clone() };
+                    let _ = signals.send(more).await;
                 }
-                Some(Remote::Candidates(candidates)) => agent.add_remote(candidates),
+                Step::Path(found) => break found,
+            },
+            said = remote.recv() => match said {
+                Some(said) => listen(&agent, said, &mut theirs),
                 None => return,
             },
-            found = agent.path() => break found,
         }
     };
     let what = match (found, theirs) {
@@ -109,4 +106,19 @@ async fn find(
         (Err(failed), _) => Progress::Failed { why: failed.why },
     };
     let _ = events.send(Event::Negotiation { link, sid, what }).await;
+    // The peer's agent may still need our answers: this one stays until the link drops it.
+    while let Some(said) = remote.recv().await {
+        listen(&agent, said, &mut None);
+    }
+}
+
+fn listen(agent: &Agent, said: Remote, theirs: &mut Option<Credentials>) {
+    match said {
+        Remote::Description { credentials, candidates } => {
+            agent.remote(&credentials);
+            agent.add_remote(&candidates);
+            *theirs = Some(credentials);
+        }
+        Remote::Candidates(candidates) => agent.add_remote(&candidates),
+    }
 }

@@ -7,7 +7,7 @@ use crate::admin::status::LinkStatus;
 use crate::ice::{self, Credentials, IceNode};
 use crate::link::{self, Input, Link, Output, State};
 use crate::network::PlannedPeer;
-use crate::xmpp::{Negotiation, Signal, SignalRequest, Xmpp};
+use crate::xmpp::{self, Negotiation, Signal, SignalRequest, Xmpp};
 use dataplane::{Engine, Path, PeerState, PeerUpdate, Time, Update, WallTime};
 use std::collections::HashMap;
 use tokio::sync::mpsc;
@@ -37,7 +37,7 @@ pub(super) struct Peer {
     pub(super) online: bool,
     running: HashMap<String, Running>,
     /// Offers whose acceptance is being decided.
-    offered: HashMap<String, (SignalRequest, Negotiation)>,
+    offered: HashMap<String, (Option<SignalRequest>, Negotiation)>,
     known: HashMap<String, Known>,
     rates: Rates,
     tunnel: Option<PeerState>,
@@ -64,7 +64,7 @@ impl Peer {
     /// The change that makes the data plane know the peer as it is planned.
     pub(super) fn entry(&self) -> PeerUpdate {
         PeerUpdate {
-            preshared_key: Some(self.planned.preshared_key.clone().unwrap_or_default()),
+            preshared_key: Some(self.planned.psk.clone().unwrap_or_default()),
             replace_allowed_ips: true,
             allowed_ips: self.planned.allowed_ips.iter().map(|p| (*p, true)).collect(),
             on_demand: Some(self.online),
@@ -89,7 +89,7 @@ impl Peer {
 
     /// The peer's `session-initiate`. The link decides, and the answer is sent.
     pub(super) fn offer(&mut self, request: SignalRequest, sid: String, offer: Negotiation, hands: &Hands<'_>) {
-        self.offered.insert(sid.clone(), (request, offer));
+        self.offered.insert(sid.clone(), (Some(request), offer));
         self.handle(Input::Initiated { sid }, hands);
     }
 
@@ -124,7 +124,7 @@ impl Peer {
             return;
         }
         let (path, relayed) = (found.path, found.is_relayed());
-        hands.ice.answer_probes(local.clone(), remote.ufrag.clone());
+        hands.ice.answer_probes(&local);
         self.known.insert(sid.to_owned(), Known { found, local, remote });
         self.handle(Input::AgentFound { sid: sid.to_owned(), path, relayed }, hands);
     }
@@ -163,17 +163,18 @@ impl Peer {
             Output::Start { sid, role } => self.start(sid, role, hands),
             Output::Answer { sid, verdict } => {
                 // Of an accepted offer the description goes to the agent, which the link starts next.
-                if verdict == link::Verdict::Accept {
-                    if let Some((request, _)) = self.offered.get(&sid) {
-                        hands.xmpp.answer(request.clone(), crate::xmpp::Verdict::Ok);
-                    }
-                } else if let Some((request, _)) = self.offered.remove(&sid) {
-                    let verdict = match verdict {
-                        link::Verdict::TieBreak => crate::xmpp::Verdict::TieBreak,
-                        link::Verdict::Busy => crate::xmpp::Verdict::Busy,
-                        _ => crate::xmpp::Verdict::UnknownSession,
-                    };
-                    hands.xmpp.answer(request, verdict);
+                let Some((request, _)) = self.offered.get_mut(&sid) else { return };
+                let answer = match verdict {
+                    link::Verdict::Accept => xmpp::Verdict::Ok,
+                    link::Verdict::TieBreak => xmpp::Verdict::TieBreak,
+                    link::Verdict::Busy => xmpp::Verdict::Busy,
+                    link::Verdict::UnknownSession => xmpp::Verdict::UnknownSession,
+                };
+                if let Some(request) = request.take() {
+                    hands.xmpp.answer(request, answer);
+                }
+                if verdict != link::Verdict::Accept {
+                    self.offered.remove(&sid);
                 }
             }
             Output::Stop { sid } => {
@@ -289,7 +290,7 @@ impl Peer {
     }
 
     /// The peer is removed: what it holds outside goes.
-    pub(super) fn close(&mut self, reason: crate::xmpp::Reason, hands: &Hands<'_>) {
+    pub(super) fn close(&mut self, reason: xmpp::Reason, hands: &Hands<'_>) {
         self.handle(Input::Close { reason }, hands);
         self.running.clear();
         for (_, known) in self.known.drain() {

@@ -48,7 +48,7 @@ impl Ferry {
         std::thread::Builder::new().name(format!("ferry-{id}")).spawn(move || {
             while !ended.load(Relaxed) {
                 let carried = select! {
-                    recv(side) -> d => d.map(|d| ice.receive(d)).map_err(|_| RecvTimeoutError::Disconnected),
+                    recv(side) -> d => d.map(|d| ice.receive(&d)).map_err(|_| RecvTimeoutError::Disconnected),
                     recv(wanted) -> key => match key {
                         Ok(key) if events.blocking_send(Event::Wanted(id, key)).is_ok() => Ok(()),
                         _ => Err(RecvTimeoutError::Disconnected),

@@ -3,7 +3,7 @@
 use super::event::Event;
 use crate::config::IceConfig;
 use crate::ice::TurnServer;
-use crate::xmpp::Xmpp;
+use crate::xmpp::{ServiceKind, Xmpp};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -12,10 +12,9 @@ use tokio::sync::mpsc;
 const MOST: usize = 4;
 /// A name that is not resolved in this time counts as unknown.
 const RESOLVE: Duration = Duration::from_secs(5);
-/// Credentials are asked for again when this part of their life is over.
-const RENEW: f64 = 0.7;
-/// ... but not more often than this.
-const RENEW_LEAST: Duration = Duration::from_secs(60);
+/// Credentials that end are asked for again this often: servers make them for some hours (ejabberd 12, prosody 24),
+/// and an allocation that is refreshed with old ones is lost when they end.
+const RENEW: Duration = Duration::from_secs(3600);
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(30);
 
@@ -61,7 +60,7 @@ async fn offered(xmpp: &Xmpp) -> Event {
     };
     let (mut stun, mut turn, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     let mut lifetime: Option<Duration> = None;
-    for s in services.iter().filter(|s| s.is_udp()) {
+    for s in services.iter().filter(|s| s.transport == "udp") {
         let found = match resolve(&format!("{}:{}", bracketed(&s.host), s.port)).await {
             Ok(found) => found,
             Err(e) => {
@@ -70,19 +69,18 @@ async fn offered(xmpp: &Xmpp) -> Event {
             }
         };
         match (&s.username, &s.password) {
-            (Some(username), Some(password)) if s.is_turn() => {
+            (Some(username), Some(password)) if (s.kind == ServiceKind::Turn) => {
                 turn.extend(found.into_iter().map(|address| TurnServer {
                     address,
                     username: username.clone(),
                     password: password.clone(),
                 }));
             }
-            _ if s.is_turn() => problems.push(format!("the XMPP server gave no credentials for TURN at {}", s.host)),
+            _ if (s.kind == ServiceKind::Turn) => problems.push(format!("the XMPP server gave no credentials for TURN at {}", s.host)),
             _ => stun.extend(found),
         }
-        if let Some(left) = s.expires_in {
-            let renew = left.mul_f64(RENEW).max(RENEW_LEAST);
-            lifetime = Some(lifetime.map_or(renew, |l| l.min(renew)));
+        if s.expires.is_some() {
+            lifetime = Some(RENEW);
         }
     }
     if stun.is_empty() && turn.is_empty() && problems.is_empty() {

@@ -1,0 +1,332 @@
+//! One network at work: its interface, its engine, its ICE side and the links to its members.
+
+use super::event::{Event, LinkId, NetworkId};
+use super::peer::{Hands, Peer};
+use super::port::{EnginePort, Ferry};
+use crate::Error;
+use crate::cli::UpArgs;
+use crate::config::{AddressChoice, LinkPolicy, NetworkConfig};
+use crate::host::Host;
+use crate::ice::{self, IceNode, IceOptions};
+use crate::identity::{Keys, NetworkDescriptor};
+use crate::link::{Input, Link, LinkConfig};
+use crate::network::address::{host_prefix, ula, ula_prefix};
+use crate::network::{Plan, PlannedPeer};
+use crate::xmpp::{Reason, Xmpp};
+use dataplane::table::Prefix;
+use dataplane::tunnel::PublicKey;
+use dataplane::{Engine, PeerUpdate, Time, Tun, Update};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+
+/// What a peer's link works with: the parts of a network that are not its peers.
+macro_rules! hands {
+    ($network:expr, $xmpp:expr, $events:expr) => {
+        Hands {
+            engine: &$network.engine,
+            ice: &$network.ice,
+            xmpp: $xmpp,
+            events: $events,
+            network: &$network.name,
+        }
+    };
+}
+pub(super) use hands;
+
+/// Length of the prefix of stable IPv6 addresses.
+const ULA_LEN: u8 = 64;
+
+/// One network.
+pub(super) struct Network {
+    id: NetworkId,
+    pub(super) config: NetworkConfig,
+    /// Its name in descriptors and signals.
+    pub(super) name: String,
+    pub(super) engine: Engine,
+    pub(super) ice: IceNode,
+    pub(super) public_key: PublicKey,
+    pub(super) ula: Ipv6Addr,
+    /// Own address and since when (milliseconds since 1970); `None` until one is chosen.
+    pub(super) address: Option<(IpAddr, u64)>,
+    pub(super) port: u16,
+    pub(super) peers: HashMap<String, Peer>,
+    by_key: HashMap<PublicKey, String>,
+    routed: BTreeSet<Prefix>,
+    /// Of the last plan, and of what the host refused.
+    pub(super) warnings: Vec<String>,
+    pub(super) host_addresses: Vec<IpAddr>,
+    /// Differs in every link.
+    seed: u64,
+    _ferry: Ferry,
+}
+
+impl Network {
+    /// Makes the interface and starts the engine. `port`: the one used before.
+    ///
+    /// # Errors
+    /// No interface, no engine, no thread.
+    pub(super) fn open(
+        id: NetworkId,
+        config: NetworkConfig,
+        keys: &Keys,
+        port: Option<u16>,
+        args: &UpArgs,
+        relay_private: bool,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Self, Error> {
+        let name = config.group.network();
+        let interface = config.interface.clone();
+        let tun = Tun::create(&interface, args.queues(), !args.engine.no_tun_offload)
+            .map_err(|e| crate::daemon::tun_error(&interface, e))?;
+        tun.set_mtu(config.mtu).map_err(|e| Error::io(format!("set the MTU of {interface} to {}", config.mtu), e))?;
+        let engine = Engine::start(tun, args.config()).map_err(Error::Engine)?;
+        let key = keys.network_key(&name);
+        let public_key = key.public();
+        engine
+            .configure(Update { private_key: Some(Some(key)), ..Update::default() })
+            .map_err(Error::Engine)?;
+        if let Some(port) = config.listen_port {
+            let update = Update { listen_port: Some(port), ..Update::default() };
+            engine.configure(update).map_err(Error::Engine)?;
+        } else if let Some(port) = port {
+            // The port of the last time keeps mappings and firewall rules; any other does as well.
+            if let Err(e) = engine.configure(Update { listen_port: Some(port), ..Update::default() }) {
+                tracing::info!("{interface}: another UDP port than last time: {e}");
+            }
+        }
+        let port = engine.state().listen_port;
+        let ice = ice::start(
+            Arc::new(EnginePort { engine: engine.clone(), port }),
+            IceOptions { relay_private, ..IceOptions::default() },
+        );
+        let ferry = Ferry::start(id, &engine, ice.clone(), events.clone())
+            .map_err(|e| Error::io("start a thread", e))?;
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).map_err(|e| Error::io("get random bytes", std::io::Error::other(e.to_string())))?;
+        Ok(Self {
+            id,
+            ula: ula(&name, &public_key),
+            name,
+            engine,
+            ice,
+            public_key,
+            address: None,
+            port,
+            peers: HashMap::new(),
+            by_key: HashMap::new(),
+            routed: BTreeSet::new(),
+            warnings: Vec::new(),
+            host_addresses: Vec::new(),
+            seed: u64::from_le_bytes(seed),
+            config,
+            _ferry: ferry,
+        })
+    }
+
+    /// The prefixes of which members have addresses.
+    pub(super) fn subnets(&self) -> Vec<Prefix> {
+        let own = match self.config.address {
+            AddressChoice::Fixed(a, len) => Prefix::new(a, len),
+            AddressChoice::Within(p) => Some(p),
+        };
+        own.into_iter().chain([ula_prefix(&self.name)]).collect()
+    }
+
+    /// The subnet of which our own address is.
+    pub(super) fn subnet(&self) -> Option<Prefix> {
+        match self.config.address {
+            AddressChoice::Fixed(a, len) => Prefix::new(a, len),
+            AddressChoice::Within(p) => Some(p),
+        }
+    }
+
+    /// What the interface has: own address and the stable IPv6 one.
+    pub(super) fn interface_addresses(&self) -> Vec<(IpAddr, u8)> {
+        let len = self.subnet().map_or(32, |p| p.len());
+        let own = self.address.map(|(a, _)| (a, len));
+        own.into_iter().chain([(IpAddr::V6(self.ula), ULA_LEN)]).collect()
+    }
+
+    /// Gives the interface its addresses.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(super) async fn set_up(&self, host: &Host) -> Result<(), Error> {
+        host.setup_interface(&self.config.interface, &self.interface_addresses(), self.config.mtu).await?;
+        self.engine.set_link_up(true);
+        Ok(())
+    }
+
+    /// What others are told of us.
+    pub(super) fn descriptor(&self) -> NetworkDescriptor {
+        let own = self.address.map(|(a, _)| a);
+        NetworkDescriptor {
+            network: self.name.clone(),
+            public_key: self.public_key,
+            addresses: own.into_iter().chain([IpAddr::V6(self.ula)]).map(host_prefix).collect(),
+            routes: self.config.routes.clone(),
+            since: self.address.map_or(0, |(_, since)| since),
+        }
+    }
+
+    /// Own addresses.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        self.address.map(|(a, _)| a).into_iter().chain([IpAddr::V6(self.ula)]).collect()
+    }
+
+    /// Makes peers, the data plane and the host's routes what `plan` says. `online`: full JIDs that are there.
+    pub(super) async fn apply(
+        &mut self,
+        plan: Plan,
+        online: &HashSet<String>,
+        our_jid: Option<&str>,
+        signaling: bool,
+        host: &Host,
+        xmpp: &Xmpp,
+        events: &mpsc::Sender<Event>,
+    ) {
+        let Plan { peers: planned, warnings, .. } = plan;
+        let keep: HashMap<&str, &PlannedPeer> = planned.iter().map(|p| (p.jid.as_str(), p)).collect();
+        let gone: Vec<String> = self
+            .peers
+            .iter()
+            .filter(|(jid, p)| keep.get(jid.as_str()).is_none_or(|k| k.public_key != p.planned.public_key))
+            .map(|(jid, _)| jid.clone())
+            .collect();
+        let mut update = Update::default();
+        for jid in gone {
+            let Some(mut peer) = self.peers.remove(&jid) else { continue };
+            tracing::info!("{}: {jid} is no member any more or has another key: its link is closed", self.name);
+            peer.close(Reason::Gone, &hands!(self, xmpp, events));
+            self.by_key.remove(&peer.planned.public_key);
+            update.peers.push(PeerUpdate { remove: true, ..PeerUpdate::new(peer.planned.public_key) });
+        }
+        let mut fresh = Vec::new();
+        for p in planned {
+            if let Some(known) = self.peers.get_mut(&p.jid) {
+                if known.planned != p {
+                    known.planned = p;
+                    update.peers.push(known.entry());
+                }
+                continue;
+            }
+            self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let config = LinkConfig {
+                proactive: self.config.links == LinkPolicy::Proactive,
+                idle_timeout: self.config.idle_timeout,
+                our_jid: our_jid.unwrap_or_default().to_owned(),
+                peer_jid: p.jid.clone(),
+            };
+            let id = LinkId { network: self.id, jid: p.jid.clone() };
+            tracing::info!("{}: {} ({}) is a member, key {}", self.name, p.jid, p.name, p.public_key);
+            self.by_key.insert(p.public_key, p.jid.clone());
+            fresh.push(p.jid.clone());
+            let peer = Peer::new(id, p, Link::new(config, self.seed));
+            update.peers.push(peer.entry());
+            self.peers.insert(peer.planned.jid.clone(), peer);
+        }
+        if !update.peers.is_empty()
+            && let Err(e) = self.engine.configure(update)
+        {
+            tracing::error!("{}: {e}", self.name);
+        }
+        for jid in fresh {
+            let hands = hands!(self, xmpp, events);
+            let Some(peer) = self.peers.get_mut(&jid) else { continue };
+            if signaling {
+                peer.handle(Input::SignalingUp, &hands);
+            }
+            if online.contains(&jid) {
+                peer.set_online(true, &hands);
+            }
+        }
+        self.warnings = warnings;
+        self.route(host).await;
+    }
+
+    /// Routes the members' subnets to the interface.
+    async fn route(&mut self, host: &Host) {
+        let wanted: BTreeSet<Prefix> = self.peers.values().flat_map(|p| p.planned.routes.iter().copied()).collect();
+        let old: Vec<Prefix> = self.routed.difference(&wanted).copied().collect();
+        for prefix in old {
+            if let Err(e) = host.del_route(prefix, &self.config.interface).await {
+                tracing::warn!("{}: {e}", self.name);
+            }
+            self.routed.remove(&prefix);
+        }
+        let new: Vec<Prefix> = wanted.difference(&self.routed).copied().collect();
+        for prefix in new {
+            match host.add_route(prefix, &self.config.interface).await {
+                Ok(()) => {
+                    self.routed.insert(prefix);
+                }
+                Err(e) => {
+                    tracing::warn!("{}: {e}", self.name);
+                    self.warnings.push(e.to_string());
+                }
+            }
+        }
+    }
+
+    /// The peer with this key.
+    pub(super) fn jid_of(&self, key: &PublicKey) -> Option<&str> {
+        self.by_key.get(key).map(String::as_str)
+    }
+
+    /// Something for every link.
+    pub(super) fn handle_all(&mut self, input: &Input, xmpp: &Xmpp, events: &mpsc::Sender<Event>) {
+        let hands = hands!(self, xmpp, events);
+        for peer in self.peers.values_mut() {
+            peer.handle(input.clone(), &hands);
+        }
+    }
+
+    /// Runs timers.
+    pub(super) fn handle_timeouts(&mut self, now: Time, xmpp: &Xmpp, events: &mpsc::Sender<Event>) {
+        let hands = hands!(self, xmpp, events);
+        for peer in self.peers.values_mut() {
+            if peer.link.poll_timeout().is_some_and(|t| t <= now) {
+                peer.link.handle_timeout(now);
+                peer.pump(&hands);
+            }
+        }
+    }
+
+    /// When the first timer ends.
+    pub(super) fn next_timeout(&self) -> Option<Time> {
+        self.peers.values().filter_map(|p| p.link.poll_timeout()).min()
+    }
+
+    /// Tells the links what the data plane knows.
+    pub(super) fn look(&mut self, xmpp: &Xmpp, events: &mpsc::Sender<Event>) {
+        if self.peers.is_empty() {
+            return;
+        }
+        let now = Engine::now();
+        let state = self.engine.state();
+        let hands = hands!(self, xmpp, events);
+        for tunnel in state.peers {
+            let jid = self.by_key.get(&tunnel.public_key);
+            if let Some(peer) = jid.and_then(|jid| self.peers.get_mut(jid)) {
+                peer.look(now, tunnel, &hands);
+            }
+        }
+    }
+
+    /// Whether a link waits for its tunnel: then the data plane is looked at often.
+    pub(super) fn is_shaking_hands(&self) -> bool {
+        self.peers.values().any(|p| p.link.state() == crate::link::State::Handshaking)
+    }
+
+    /// Ends links, ICE and engine. The routes go with the interface.
+    pub(super) fn close(&mut self, xmpp: &Xmpp, events: &mpsc::Sender<Event>) {
+        let hands = hands!(self, xmpp, events);
+        for peer in self.peers.values_mut() {
+            peer.close(Reason::Gone, &hands);
+        }
+        self.ice.close();
+    }
+}

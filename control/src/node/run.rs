@@ -1,0 +1,555 @@
+//! The node's loop.
+
+use super::event::{Event, LinkId, Progress};
+use super::network::{Network, hands};
+use super::{servers, view};
+use crate::Error;
+use crate::admin::{self, Request, Response};
+use crate::cli::UpArgs;
+use crate::config::NodeConfig;
+use crate::host::Host;
+use crate::ice::IceEvent;
+use crate::identity::{Descriptor, Keys, StateLock};
+use crate::link::Input;
+use crate::link_watch::LinkWatch;
+use crate::network::{Leases, Pins, Store};
+use crate::xmpp::{self, Signal, SignalRequest, Verdict, Xmpp};
+use dataplane::{Closed, Engine, Path};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+/// Events that wait. Whoever has more waits with them.
+const EVENTS: usize = 1024;
+/// How often the data plane is asked how the peers are.
+const LOOK: Duration = Duration::from_secs(1);
+/// The same while a tunnel is being opened.
+const LOOK_CLOSELY: Duration = Duration::from_millis(40);
+/// Descriptors come in bursts: the plan is made once for each.
+const SETTLE: Duration = Duration::from_millis(50);
+/// After the login, whoever was present before and has not been heard of since is away.
+const SWEEP: Duration = Duration::from_secs(3);
+/// After the login, an own address is chosen when the others' are known.
+const CHOOSE: Duration = Duration::from_millis(1500);
+/// Last words to peers have this long to get out.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
+pub(super) const PINS: &str = "pins.json";
+pub(super) const LEASES: &str = "leases.json";
+
+/// How the XMPP connection is.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    pub(super) online: bool,
+    pub(super) detail: String,
+    pub(super) since: Instant,
+}
+
+/// A node.
+pub(super) struct Node {
+    pub(super) args: UpArgs,
+    pub(super) config: NodeConfig,
+    pub(super) host: Host,
+    pub(super) xmpp: Xmpp,
+    pub(super) store: Store,
+    pub(super) pins: Pins,
+    pub(super) leases: Leases,
+    pub(super) networks: Vec<Network>,
+    pub(super) started: Instant,
+    /// Our full JID, as the server knows it.
+    pub(super) jid: Option<String>,
+    pub(super) connection: Connection,
+    /// Bare JIDs by network name.
+    pub(super) members: HashMap<String, BTreeSet<String>>,
+    /// By full JID.
+    pub(super) descriptors: BTreeMap<String, Descriptor>,
+    /// Full JIDs.
+    pub(super) present: HashSet<String>,
+    pub(super) servers_problem: Option<String>,
+    pub(super) events: mpsc::Sender<Event>,
+    finding_servers: Option<AbortHandle>,
+    /// Something changed that the plan depends on.
+    pub(super) dirty: Option<Instant>,
+    sweep_at: Option<Instant>,
+    pub(super) choose_at: Option<Instant>,
+    look_at: Instant,
+    was_online: bool,
+}
+
+/// Runs a node until it is told to end.
+pub(super) async fn run(args: &UpArgs, config: NodeConfig) -> Result<(), Error> {
+    let failed = |e| Error::io("handle signals", e);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+    let _lock = StateLock::take(&config.state_dir)?;
+    let keys = Keys::load_or_create(&config.state_dir)?;
+    let socket = admin::listen(&config.control_socket)?;
+    let (events, mut queue) = mpsc::channel(EVENTS);
+    let mut node = Node::start(args, config, &keys, &events).await?;
+    let asked = events.clone();
+    let admin = admin::serve(socket, move |request| {
+        let events = asked.clone();
+        async move { ask(events, request).await }
+    });
+    tokio::pin!(admin);
+    notify(&[sd_notify::NotifyState::Ready]);
+    let result = loop {
+        let wait = tokio::time::sleep(node.next_wait());
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break Ok("SIGTERM came"),
+            _ = interrupt.recv() => break Ok("SIGINT came"),
+            _ = hangup.recv() => {
+                let said = node.reload().await;
+                tracing::info!("SIGHUP: {said}");
+            }
+            ended = &mut admin => match ended {
+                Ok(never) => match never {},
+                Err(e) => break Err(e),
+            },
+            event = queue.recv() => match event {
+                Some(event) => if let Err(e) = node.take(event).await { break Err(e) },
+                None => break Ok("nothing can happen any more"),
+            },
+            () = wait => {}
+        }
+        node.tick().await;
+    };
+    notify(&[sd_notify::NotifyState::Stopping]);
+    node.leave().await;
+    let why = result?;
+    tracing::info!("ends because {why}");
+    Ok(())
+}
+
+async fn ask(events: mpsc::Sender<Event>, request: Request) -> Response {
+    let (reply, answer) = oneshot::channel();
+    let ending = || Response::Error { message: "the node is about to end".to_owned() };
+    if events.send(Event::Admin(request, reply)).await.is_err() {
+        return ending();
+    }
+    answer.await.unwrap_or_else(|_| ending())
+}
+
+/// Tells systemd, if it started us.
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(state) {
+        tracing::debug!("sd_notify: {e}");
+    }
+}
+
+impl Node {
+    async fn start(
+        args: &UpArgs,
+        config: NodeConfig,
+        keys: &Keys,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Self, Error> {
+        let store = Store::open(&config.state_dir)?;
+        let pins = store.read::<Pins>(PINS)?.unwrap_or_default().sorted();
+        let leases = store.read::<Leases>(LEASES)?.unwrap_or_default();
+        let host = Host::new()?;
+        let mut networks = Vec::new();
+        for (id, network) in config.networks.iter().enumerate() {
+            let port = leases.get(&network.group.network()).and_then(|l| l.port);
+            let relay_private = config.ice.relay_private;
+            let network = Network::open(id, network.clone(), keys, port, args, relay_private, events)?;
+            networks.push(network);
+        }
+        let settings = xmpp::Settings {
+            account: config.xmpp.clone(),
+            resource: keys.node_resource(),
+            groups: config.networks.iter().map(|n| n.group.clone()).collect(),
+        };
+        let (xmpp, mut from_xmpp) = xmpp::start(settings).map_err(|e| Error::State(e.to_string()))?;
+        let forward = events.clone();
+        tokio::spawn(async move {
+            while let Some(e) = from_xmpp.recv().await {
+                if forward.send(Event::Xmpp(e)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let interfaces: Vec<String> = config.networks.iter().map(|n| n.interface.clone()).collect();
+        let mut changes = host.watch(interfaces).await?;
+        let forward = events.clone();
+        tokio::spawn(async move {
+            while changes.recv().await.is_some() {
+                if forward.send(Event::Host).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut node = Self {
+            args: args.clone(),
+            config,
+            host,
+            xmpp,
+            store,
+            pins,
+            leases,
+            networks,
+            started: Instant::now(),
+            jid: None,
+            connection: Connection { online: false, detail: "connecting".into(), since: Instant::now() },
+            members: HashMap::new(),
+            descriptors: BTreeMap::new(),
+            present: HashSet::new(),
+            servers_problem: None,
+            events: events.clone(),
+            finding_servers: None,
+            dirty: None,
+            sweep_at: None,
+            choose_at: None,
+            look_at: Instant::now(),
+            was_online: false,
+        };
+        for id in 0..node.networks.len() {
+            node.choose_address(id, false);
+            node.networks[id].set_up(&node.host).await?;
+            node.attend(id)?;
+        }
+        node.host_changed().await;
+        node.publish();
+        for n in &node.networks {
+            let addresses: Vec<String> = n.interface_addresses().iter().map(|(a, len)| format!("{a}/{len}")).collect();
+            tracing::info!(
+                "{}: interface {} with {}, UDP port {}, key {}",
+                n.name,
+                n.config.interface,
+                addresses.join(" and "),
+                n.port,
+                n.public_key
+            );
+        }
+        Ok(node)
+    }
+
+    /// Listens to what a network's parts have to say.
+    fn attend(&self, id: usize) -> Result<(), Error> {
+        let n = &self.networks[id];
+        let (events, mut ice) = (self.events.clone(), n.ice.events());
+        tokio::spawn(async move {
+            use tokio::sync::broadcast::error::RecvError;
+            loop {
+                let event = match ice.recv().await {
+                    Ok(event) => event,
+                    // Whatever was missed, something changed.
+                    Err(RecvError::Lagged(_)) => IceEvent::Changed { why: "much at once".into() },
+                    Err(RecvError::Closed) => return,
+                };
+                if events.send(Event::Ice(id, event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let failed = |e| Error::io("start a thread", e);
+        let closed = crate::run::closed(n.engine.clone()).map_err(failed)?;
+        let (events, interface) = (self.events.clone(), n.config.interface.clone());
+        tokio::spawn(async move {
+            let why = match closed.await {
+                Ok(Closed::DeviceGone) => format!("interface {interface} was deleted"),
+                Ok(Closed::Failed(e)) => format!("the data plane of {interface} stopped: {e}"),
+                Ok(Closed::Shutdown) | Err(_) => return,
+            };
+            let _ = events.send(Event::Closed(why)).await;
+        });
+        let links = LinkWatch::new(&n.config.interface)?;
+        let (engine, interface) = (n.engine.clone(), n.config.interface.clone());
+        tokio::spawn(async move { crate::run::follow(&interface, links, &engine).await });
+        Ok(())
+    }
+
+    /// How long nothing has to be done.
+    fn next_wait(&self) -> Duration {
+        let now = Engine::now();
+        let links = self.networks.iter().filter_map(Network::next_timeout).min().map(|t| t.since(now));
+        let own = [Some(self.look_at), self.dirty, self.sweep_at, self.choose_at];
+        let own = own.into_iter().flatten().min().map(|t| t.saturating_duration_since(Instant::now()));
+        links.into_iter().chain(own).min().unwrap_or(LOOK)
+    }
+
+    /// Does what is due.
+    async fn tick(&mut self) {
+        let now = Instant::now();
+        let due = |t: &mut Option<Instant>| t.is_some_and(|t| t <= now) && t.take().is_some();
+        if due(&mut self.choose_at) {
+            for id in 0..self.networks.len() {
+                self.readdress(id, true).await;
+            }
+        }
+        if due(&mut self.dirty) {
+            self.refresh().await;
+        }
+        if due(&mut self.sweep_at) {
+            self.sweep();
+        }
+        if self.look_at <= now {
+            self.look_at = now + LOOK;
+            for n in &mut self.networks {
+                n.look(&self.xmpp, &self.events);
+            }
+        }
+        for n in &mut self.networks {
+            n.handle_timeouts(Engine::now(), &self.xmpp, &self.events);
+        }
+        if self.networks.iter().any(Network::is_shaking_hands) {
+            self.look_at = self.look_at.min(now + LOOK_CLOSELY);
+        }
+    }
+
+    /// The plan is to be made again soon.
+    pub(super) fn stir(&mut self) {
+        self.dirty.get_or_insert(Instant::now() + SETTLE);
+    }
+
+    async fn take(&mut self, event: Event) -> Result<(), Error> {
+        match event {
+            Event::Xmpp(e) => self.take_xmpp(e)?,
+            Event::Wanted(id, key) => {
+                let n = &mut self.networks[id];
+                let jid = n.jid_of(&key).map(str::to_owned);
+                let hands = hands!(n, &self.xmpp, &self.events);
+                if let Some(p) = jid.and_then(|jid| n.peers.get_mut(&jid)) {
+                    p.handle(Input::Wanted, &hands);
+                }
+            }
+            Event::Ice(id, event) => self.take_ice(id, &event),
+            Event::Negotiation { link, sid, what } => self.take_progress(&link, sid, what),
+            Event::Probe { link, rtt } => {
+                let input = rtt.map_or(Input::ProbeFailed, |rtt| Input::ProbeAnswered { rtt });
+                self.tell(&link, input);
+            }
+            Event::Host => self.host_changed().await,
+            Event::Servers { stun, turn, problem, lifetime } => {
+                if let Some(p) = problem.as_ref().filter(|p| self.servers_problem.as_ref() != Some(*p)) {
+                    tracing::warn!("{p}");
+                }
+                self.servers_problem = problem;
+                for n in &self.networks {
+                    n.ice.set_servers(stun.clone(), turn.clone());
+                }
+                self.find_servers(lifetime);
+            }
+            Event::Admin(request, reply) => {
+                let response = match request {
+                    Request::Status => Response::Status(Box::new(view::status(self))),
+                    Request::AcceptPin { jid } => self.accept_pin(&jid),
+                    Request::Reload => Response::Done { message: self.reload().await },
+                };
+                // Whoever asked may have gone.
+                let _ = reply.send(response);
+            }
+            Event::Closed(why) => return Err(Error::EngineFailed(why)),
+        }
+        Ok(())
+    }
+
+    /// Something for one link.
+    fn tell(&mut self, link: &LinkId, input: Input) {
+        let n = &mut self.networks[link.network];
+        let hands = hands!(n, &self.xmpp, &self.events);
+        if let Some(p) = n.peers.get_mut(&link.jid) {
+            p.handle(input, &hands);
+        }
+    }
+
+    fn take_xmpp(&mut self, event: xmpp::Event) -> Result<(), Error> {
+        match event {
+            xmpp::Event::Online { jid } => {
+                tracing::info!("XMPP: logged in as {jid}");
+                notify(&[sd_notify::NotifyState::Status(&format!("online as {jid}"))]);
+                self.connection = Connection { online: true, detail: "logged in".into(), since: Instant::now() };
+                self.was_online = true;
+                self.jid = Some(jid);
+                self.present.clear();
+                self.sweep_at = Some(Instant::now() + SWEEP);
+                self.choose_at = Some(Instant::now() + CHOOSE);
+                self.find_servers(Some(Duration::ZERO));
+                for n in &mut self.networks {
+                    n.handle_all(&Input::SignalingUp, &self.xmpp, &self.events);
+                }
+            }
+            xmpp::Event::Offline { why } => {
+                tracing::warn!("XMPP: {why}; links go on, and the login is tried again");
+                notify(&[sd_notify::NotifyState::Status("offline: links go on")]);
+                self.connection = Connection { online: false, detail: why, since: Instant::now() };
+                self.sweep_at = None;
+                for n in &mut self.networks {
+                    n.handle_all(&Input::SignalingDown, &self.xmpp, &self.events);
+                }
+            }
+            xmpp::Event::Refused { why } => {
+                let why = format!("the XMPP server refuses the account {}: {why}", self.config.xmpp.jid);
+                if !self.was_online {
+                    return Err(Error::State(why));
+                }
+                tracing::error!("{why}; links go on, but new ones cannot be made until the node is started again");
+                self.connection = Connection { online: false, detail: why, since: Instant::now() };
+            }
+            xmpp::Event::Members { network, accounts } => {
+                self.members.insert(network, accounts);
+                // Whoever was removed is kept out at once.
+                self.dirty = Some(Instant::now());
+            }
+            xmpp::Event::Presence { jid, available } => self.presence(jid, available),
+            xmpp::Event::Descriptor { account, device, descriptor } => {
+                self.descriptors.insert(format!("{account}/{device}"), descriptor);
+                self.stir();
+            }
+            xmpp::Event::DescriptorGone { account, device } => {
+                self.descriptors.remove(&format!("{account}/{device}"));
+                self.stir();
+            }
+            xmpp::Event::Signal(request) => self.take_signal(request),
+        }
+        Ok(())
+    }
+
+    fn presence(&mut self, jid: String, available: bool) {
+        if Some(&jid) == self.jid.as_ref() {
+            return;
+        }
+        for n in &mut self.networks {
+            let hands = hands!(n, &self.xmpp, &self.events);
+            if let Some(p) = n.peers.get_mut(&jid) {
+                p.set_online(available, &hands);
+            }
+        }
+        if available { self.present.insert(jid) } else { self.present.remove(&jid) };
+    }
+
+    /// Whoever was not announced since the login is away.
+    fn sweep(&mut self) {
+        for n in &mut self.networks {
+            let hands = hands!(n, &self.xmpp, &self.events);
+            for (_, p) in n.peers.iter_mut().filter(|(jid, p)| p.online && !self.present.contains(*jid)) {
+                p.set_online(false, &hands);
+            }
+        }
+    }
+
+    fn take_signal(&mut self, request: SignalRequest) {
+        let sid = request.signal.sid().to_owned();
+        let from = request.from.clone();
+        if let Signal::Initiate { offer, .. } = &request.signal {
+            let offer = offer.clone();
+            for n in self.networks.iter_mut().filter(|n| n.name == offer.network) {
+                let hands = hands!(n, &self.xmpp, &self.events);
+                if let Some(p) = n.peers.get_mut(&from) {
+                    return p.offer(request, sid, offer, &hands);
+                }
+            }
+            // No member of that network, or its key is refused.
+            tracing::debug!("{from} wants a link in {}, of which it is no member for us", offer.network);
+            return self.xmpp.answer(request, Verdict::NotAcceptable);
+        }
+        let mut known = false;
+        for n in &mut self.networks {
+            let hands = hands!(n, &self.xmpp, &self.events);
+            let Some(p) = n.peers.get_mut(&from) else { continue };
+            known |= match &request.signal {
+                Signal::Accept { answer, .. } => answer.network == n.name && p.accepted(&sid, answer.clone(), &hands),
+                Signal::Candidates { candidates, .. } => p.candidates(&sid, candidates.clone()),
+                Signal::Terminate { reason, .. } => p.terminated(&sid, *reason, &hands),
+                Signal::Initiate { .. } => false,
+            };
+        }
+        self.xmpp.answer(request, if known { Verdict::Ok } else { Verdict::UnknownSession });
+    }
+
+    fn take_progress(&mut self, link: &LinkId, sid: String, what: Progress) {
+        let n = &mut self.networks[link.network];
+        let hands = hands!(n, &self.xmpp, &self.events);
+        let Some(p) = n.peers.get_mut(&link.jid) else {
+            if let Progress::Found { found, .. } = what {
+                n.ice.release(found.path);
+            }
+            return;
+        };
+        match what {
+            Progress::Refused { why, tie_break, gone } => {
+                p.handle(Input::SignalFailed { sid, why, tie_break, gone }, &hands);
+            }
+            Progress::Found { found, local, remote } => p.found(&sid, found, local, remote, &hands),
+            Progress::Failed { why } => p.handle(Input::AgentFailed { sid, why }, &hands),
+        }
+    }
+
+    fn take_ice(&mut self, id: usize, event: &IceEvent) {
+        let n = &mut self.networks[id];
+        let concerns = |path: Option<Path>| match (event, path) {
+            (IceEvent::Changed { .. }, _) | (IceEvent::RelayUp { .. }, None) => true,
+            (IceEvent::RelayLost { server, .. }, Some(Path::Relay { server: used, .. })) => *server == used,
+            _ => false,
+        };
+        tracing::debug!("{}: {event:?}", n.name);
+        let hands = hands!(n, &self.xmpp, &self.events);
+        for p in n.peers.values_mut().filter(|p| concerns(p.link.path().map(|(path, _)| path))) {
+            p.handle(Input::NetworkChanged, &hands);
+        }
+    }
+
+    async fn host_changed(&mut self) {
+        let interfaces: Vec<String> = self.config.networks.iter().map(|n| n.interface.clone()).collect();
+        match self.host.underlay_addresses(&interfaces).await {
+            Ok(addresses) => {
+                for n in self.networks.iter_mut().filter(|n| n.host_addresses != addresses) {
+                    let first = n.host_addresses.is_empty();
+                    n.host_addresses.clone_from(&addresses);
+                    n.ice.set_host_addresses(addresses.clone());
+                    if !first {
+                        tracing::info!("{}: this machine's addresses are now {addresses:?}", n.name);
+                        n.handle_all(&Input::NetworkChanged, &self.xmpp, &self.events);
+                    }
+                }
+            }
+            Err(e) => tracing::warn!("{e}"),
+        }
+        self.stir();
+    }
+
+    /// Looks for STUN and TURN servers after a while; not at all if there is no need to.
+    fn find_servers(&mut self, after: Option<Duration>) {
+        if let Some(old) = self.finding_servers.take() {
+            old.abort();
+        }
+        let Some(after) = after else { return };
+        let (config, xmpp, events) = (self.config.ice.clone(), self.xmpp.clone(), self.events.clone());
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            servers::find(config, xmpp, events).await;
+        });
+        self.finding_servers = Some(task.abort_handle());
+    }
+
+    /// Looks for the servers of a new configuration.
+    pub(super) fn new_servers(&mut self) {
+        self.find_servers(Some(Duration::ZERO));
+    }
+
+    /// What members are told of us.
+    pub(super) fn publish(&self) {
+        self.xmpp.publish(Descriptor {
+            name: self.config.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            capabilities: Vec::new(),
+            networks: self.networks.iter().map(Network::descriptor).collect(),
+        });
+    }
+
+    /// Tells peers and server, and ends.
+    async fn leave(mut self) {
+        for n in &mut self.networks {
+            n.close(&self.xmpp, &self.events);
+        }
+        tokio::time::sleep(LAST_WORDS).await;
+        self.xmpp.clone().close().await;
+        for n in &self.networks {
+            n.engine.shutdown();
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The node as people see it.
+
+use super::network::Network;
+use super::peer::Peer;
+use super::run::Node;
+use crate::admin::status::{LinkStatus, NetworkStatus, PeerStatus, ServerStatus, Status, XmppStatus};
+use crate::ice::{ServerKind, ServerState};
+use dataplane::Engine;
+
+/// All of it.
+pub(super) fn status(node: &Node) -> Status {
+    let mut servers: Vec<ServerStatus> = Vec::new();
+    for s in node.networks.iter().flat_map(|n| n.ice.servers()) {
+        let s = server(&s);
+        if !servers.contains(&s) {
+            servers.push(s);
+        }
+    }
+    let mut networks: Vec<NetworkStatus> = node.networks.iter().map(|n| network(node, n)).collect();
+    if let (Some(problem), Some(first)) = (&node.servers_problem, networks.first_mut()) {
+        first.warnings.push(problem.clone());
+    }
+    Status {
+        name: node.config.name.clone(),
+        jid: node.jid.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_s: node.started.elapsed().as_secs(),
+        xmpp: XmppStatus {
+            online: node.connection.online,
+            detail: node.connection.detail.clone(),
+            for_s: node.connection.since.elapsed().as_secs(),
+        },
+        servers,
+        networks,
+    }
+}
+
+fn server(s: &ServerState) -> ServerStatus {
+    let (kind, told) = match s.kind {
+        ServerKind::Stun => ("stun", s.mapped.map(|a| format!("sees us as {a}"))),
+        ServerKind::Turn => ("turn", s.relayed.map(|a| format!("relays for us at {a}"))),
+    };
+    ServerStatus {
+        kind: kind.to_owned(),
+        address: s.address.to_string(),
+        ok: s.error.is_none() && told.is_some(),
+        detail: s.error.clone().or(told).unwrap_or_else(|| "no answer yet".to_owned()),
+    }
+}
+
+fn network(node: &Node, n: &Network) -> NetworkStatus {
+    let mut peers: Vec<PeerStatus> = n.peers.values().map(peer).collect();
+    for r in &n.refused {
+        peers.push(PeerStatus {
+            name: r.name.clone(),
+            jid: r.jid.clone(),
+            online: node.present.contains(&r.jid),
+            public_key: r.pinned.map_or_else(String::new, |k| k.to_string()),
+            pin: "changed".to_owned(),
+            pin_detail: Some(r.public_key.to_string()),
+            link: LinkStatus {
+                state: "idle".to_owned(),
+                why: "its key changed and is refused".to_owned(),
+                ..LinkStatus::default()
+            },
+            ..PeerStatus::default()
+        });
+    }
+    peers.sort_by(|a, b| (&a.name, &a.jid).cmp(&(&b.name, &b.jid)));
+    NetworkStatus {
+        network: n.name.clone(),
+        interface: n.config.interface.clone(),
+        addresses: n.interface_addresses().iter().map(|(a, len)| format!("{a}/{len}")).collect(),
+        public_key: n.public_key.to_string(),
+        listen_port: n.port,
+        host_addresses: n.host_addresses.iter().map(ToString::to_string).collect(),
+        routes: n.config.routes.iter().map(ToString::to_string).collect(),
+        warnings: n.conflict.iter().chain(&n.warnings).cloned().collect(),
+        peers,
+    }
+}
+
+fn peer(p: &Peer) -> PeerStatus {
+    PeerStatus {
+        name: p.planned.name.clone(),
+        jid: p.planned.jid.clone(),
+        online: p.online,
+        addresses: p.planned.addresses.iter().map(|a| a.address().to_string()).collect(),
+        routes: p.planned.routes.iter().map(ToString::to_string).collect(),
+        public_key: p.planned.public_key.to_string(),
+        pin: "pinned".to_owned(),
+        pin_detail: None,
+        link: p.status(Engine::now()),
+    }
+}
