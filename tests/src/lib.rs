@@ -7,6 +7,7 @@
 
 pub mod daemon;
 pub mod fuzz;
+pub mod internet;
 pub mod junk;
 pub mod ns;
 pub mod pair;
@@ -15,4 +16,5 @@ pub mod relay;
 pub mod require;
 pub mod scene;
 pub mod traffic;
+pub mod turn_server;
 pub mod wg;
