@@ -2,6 +2,7 @@
 //!
 //! A test is a [`scene::play`]: it names what it needs, gets namespaces ([`ns`]), starts daemons in them
 //! ([`daemon`], [`process`]), configures them by the real `wg` ([`wg`]) and sends traffic through ([`traffic`]).
+//! Real XMPP servers come from [`servers`].
 //! [`pair`] is the usual cast: two sites joined by a veth, one tunnel between them. Everything that a scene made is
 //! gone when it ends, and what a killed run left behind is swept up by the next one.
 
@@ -14,5 +15,6 @@ pub mod process;
 pub mod relay;
 pub mod require;
 pub mod scene;
+pub mod servers;
 pub mod traffic;
 pub mod wg;

@@ -11,7 +11,7 @@ use ipop_tests::require::{Need, find_program};
 use crate::steps::Steps;
 
 /// Debian packages and the program by which each is recognised.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("gcc", "cc"),
     ("iproute2", "ip"),
     ("iputils-ping", "ping"),
@@ -21,6 +21,9 @@ const PACKAGES: [(&str, &str); 9] = [
     ("iperf3", "iperf3"),
     ("wireguard-tools", "wg-quick"),
     ("wireguard-go", "wireguard-go"),
+    ("openssl", "openssl"),
+    ("prosody", "prosody"),
+    ("ejabberd", "ejabberdctl"),
 ];
 const BORINGTUN_VERSION: &str = "0.7.1";
 
