@@ -30,6 +30,18 @@ impl TurnServer {
     /// # Errors
     /// When it does not come up; the message has its log.
     pub fn start(server: &Server) -> Result<Self> {
+        Self::with(server, &["--lt-cred-mech".into(), format!("--user={USER}:{PASSWORD}")])
+    }
+
+    /// The same with credentials that an XMPP server makes of a shared secret (XEP-0215).
+    ///
+    /// # Errors
+    /// When it does not come up; the message has its log.
+    pub fn start_with_secret(server: &Server, secret: &str) -> Result<Self> {
+        Self::with(server, &["--use-auth-secret".into(), format!("--static-auth-secret={secret}")])
+    }
+
+    fn with(server: &Server, credentials: &[String]) -> Result<Self> {
         let address = server.address.to_string();
         let options = [
             // No configuration file: nothing of the machine's own coturn.
@@ -40,8 +52,6 @@ impl TurnServer {
             "--min-port=49152".into(),
             "--max-port=50151".into(),
             "--realm=tests".into(),
-            "--lt-cred-mech".into(),
-            format!("--user={USER}:{PASSWORD}"),
             "--no-tls".into(),
             "--no-dtls".into(),
             "--no-cli".into(),
@@ -51,7 +61,8 @@ impl TurnServer {
             format!("--userdb={}", state_file("turndb")?.display()),
             format!("--pidfile={}", state_file("turnpid")?.display()),
         ];
-        let command: Vec<String> = ["turnserver".to_owned()].into_iter().chain(options).collect();
+        let command: Vec<String> =
+            ["turnserver".to_owned()].into_iter().chain(options).chain(credentials.iter().cloned()).collect();
         let namespace = server.ns.name().to_owned();
         let process = spawn(&namespace, &command)?;
         Ok(Self { process, command, namespace })

@@ -25,6 +25,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iperf3", "iperf3"),
     ("wireguard-tools", "wg-quick"),
     ("wireguard-go", "wireguard-go"),
+    ("openssl", "openssl"),
+    ("prosody", "prosody"),
+    ("ejabberd", "ejabberdctl"),
 ];
 const BORINGTUN_VERSION: &str = "0.7.1";
 

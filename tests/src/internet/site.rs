@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::{Gateway, answers, plug, router};
 use crate::ns::{Namespace, link};
+use crate::process::run;
 
 /// Hosts have addresses from here on.
 const FIRST_HOST: u8 = 10;
@@ -84,6 +85,23 @@ impl Site {
     #[must_use]
     pub fn seen(&self, host: usize) -> Ipv4Addr {
         self.kind.seen(self.number, self.hosts[host].address, uplink(self.number).1)
+    }
+
+    /// The external ports that the gateway holds for a host's UDP port now; empty without NAT, and before the first
+    /// datagram.
+    ///
+    /// # Errors
+    /// When `conntrack` says no.
+    pub fn mappings(&self, host: usize, port: u16) -> Result<Vec<u16>> {
+        let mut list = self.gateway.command("conntrack");
+        list.args(["-L", "-p", "udp", "--orig-src", &self.hosts[host].address.to_string()]);
+        let text = run(list.args(["--orig-port-src", &port.to_string()]))?;
+        // Each line has both directions; the answers' destination port is the external one.
+        let external = |line: &str| line.rsplit_once(" dport=")?.1.split(' ').next()?.parse().ok();
+        let mut ports: Vec<u16> = text.lines().filter_map(external).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Ok(ports)
     }
 
     /// Reboots the gateway: every mapping is gone, and new ones get other ports.
