@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod heartbeat;
 pub mod internet;
 pub mod junk;
+pub mod mpi;
 pub mod node;
 pub mod ns;
 pub mod pair;

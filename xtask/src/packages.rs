@@ -28,6 +28,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("openssl", "openssl"),
     ("prosody", "prosody"),
     ("ejabberd", "ejabberdctl"),
+    ("openmpi-bin", "mpirun"),
+    ("libopenmpi-dev", "mpicc"),
 ];
 const BORINGTUN_VERSION: &str = "0.7.1";
 
