@@ -103,7 +103,7 @@ pub(crate) fn boringtun(steps: &mut Steps) -> Result<()> {
 /// Builds the release binary and gives its path.
 pub(crate) fn ipop_fast(steps: &mut Steps) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("IPOP_FAST") {
-        println!("  IPOP_FAST is set: {} is the program under test", path.display());
+        steps.say(&format!("  IPOP_FAST is set: {} is the program under test", path.display()));
         return Implementation::under_test().binary();
     }
     steps.run("release build", cargo().args(["build", "--release", "-p", "ipop-control"]))?;
