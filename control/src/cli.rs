@@ -1,5 +1,11 @@
 //! The command line. `wg-quick` passes the interface's name and nothing else, so every option can also be set
-//! by an environment variable.
+//! by an environment variable. An interface with the name of a command is served as `ipop-fast -- NAME`.
+
+mod generate;
+mod node;
+
+pub use generate::{completions, man};
+pub use node::{CheckArgs, CompletionsArgs, ImportArgs, ManArgs, NodeChoice, PinsArgs, PinsCommand, UpArgs, ViewArgs};
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -12,6 +18,8 @@ Examples:
   ipop-fast -f --log-level debug wg0  the same in the foreground, and tell more
   wg setconf wg0 wg0.conf             then configure it as any WireGuard interface
   WG_QUICK_USERSPACE_IMPLEMENTATION=ipop-fast wg-quick up ./wg0.conf
+  ipop-fast up -c node.toml           join the networks of a configuration file
+  ipop-fast status --watch            how they are
   ipop-fast doctor                    what this machine offers, and what to do about the rest
   ipop-fast stats wg0 --watch         live counters
 
@@ -40,10 +48,28 @@ pub struct Cli {
 /// Everything but serving an interface.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Join the networks of a configuration file, in the foreground
+    Up(UpArgs),
+    /// Tell what is wrong with a configuration file, by line and key
+    Check(CheckArgs),
+    /// Show the running nodes: what does not work first, then servers, networks and counts
+    Status(ViewArgs),
+    /// Show the other members, one a line
+    Peers(ViewArgs),
+    /// Show the links to them: path, why that one, round trip and traffic
+    Links(ViewArgs),
+    /// Show the pinned keys of the others, or accept a changed one
+    Pins(PinsArgs),
+    /// Make a configuration file from one of an IPOP controller (JSON)
+    Import(ImportArgs),
     /// Show what this machine offers for speed, and what to do about what is missing
     Doctor(DoctorArgs),
     /// Show the counters of a running interface
     Stats(StatsArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, for man -l -
+    Man(ManArgs),
 }
 
 /// Arguments of `doctor`.
@@ -77,6 +103,14 @@ pub struct RunArgs {
     /// Stay in the foreground (also WG_PROCESS_FOREGROUND=1)
     #[arg(short, long)]
     pub foreground: bool,
+    /// How packets are carried.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// How packets are carried: the same for one interface and for a node.
+#[derive(Args, Clone, Debug)]
+pub struct EngineArgs {
     /// I/O back end; auto takes io_uring where it works
     #[arg(long, env = "IPOP_FAST_IO", default_value = "auto", value_name = "auto|uring|mmsg")]
     pub io: IoChoice,
@@ -122,6 +156,20 @@ pub enum Pin {
 pub struct Aead(pub Option<Backend>);
 
 impl RunArgs {
+    /// The engine's settings.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.engine.config()
+    }
+
+    /// TUN queues to ask for: one a shard.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.engine.queues()
+    }
+}
+
+impl EngineArgs {
     /// The engine's settings. `tun_gso` follows `--no-tun-offload` in both directions.
     #[must_use]
     pub fn config(&self) -> Config {

@@ -44,7 +44,7 @@ const STARTED: &[u8] = b"started";
 /// # Errors
 /// What to tell the user.
 pub fn main(args: &RunArgs) -> Result<ExitCode, Error> {
-    let asked = logging::asked_level(args.log_level);
+    let asked = logging::asked_level(args.engine.log_level);
     logging::start(asked);
     if std::env::var_os(READY_FD).is_some() {
         return Ok(child(args));
@@ -67,7 +67,7 @@ fn open(args: &RunArgs) -> Result<Interface, Error> {
     let tun = match inherited(TUN_FD)? {
         // As wireguard-go does with a device that it is handed.
         Some(fd) => Tun::from_fd(fd, args.queues()).and_then(|tun| tun.set_mtu(DEFAULT_MTU).map(|()| tun)),
-        None => Tun::create(name, args.queues(), !args.no_tun_offload),
+        None => Tun::create(name, args.queues(), !args.engine.no_tun_offload),
     };
     let tun = tun.map_err(|source| {
         let hint = tun_hint(name, source.raw_os_error().unwrap_or(0));

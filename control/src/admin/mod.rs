@@ -3,8 +3,10 @@
 //! A client sends one line of JSON (a [`Request`]) and gets one line of JSON (a [`Response`]).
 
 pub mod client;
+pub mod render;
 pub mod server;
 pub mod status;
+pub mod view;
 
 pub use server::{AdminSocket, listen, serve};
 pub use status::Status;

@@ -3,6 +3,8 @@
 //! [`load`] reads and checks a file; it tells all that is wrong with it at once ([`Problems`]), each with file, line,
 //! column and key.
 
+pub mod check;
+pub mod import;
 mod network;
 mod problem;
 mod secret;
