@@ -69,15 +69,18 @@ fn open(args: &RunArgs) -> Result<Interface, Error> {
         Some(fd) => Tun::from_fd(fd, args.queues()).and_then(|tun| tun.set_mtu(DEFAULT_MTU).map(|()| tun)),
         None => Tun::create(name, args.queues(), !args.engine.no_tun_offload),
     };
-    let tun = tun.map_err(|source| {
-        let hint = tun_hint(name, source.raw_os_error().unwrap_or(0));
-        Error::Tun { name: name.to_owned(), source, hint }
-    })?;
+    let tun = tun.map_err(|source| tun_error(name, source))?;
     let listener = match inherited(UAPI_FD)? {
         Some(fd) => UnixListener::from(fd),
         None => socket::listen(Path::new(socket::DIRECTORY), tun.name())?,
     };
     Ok(Interface { tun, listener })
+}
+
+/// Why there is no interface, and what to do about it.
+pub(crate) fn tun_error(name: &str, source: io::Error) -> Error {
+    let hint = tun_hint(name, source.raw_os_error().unwrap_or(0));
+    Error::Tun { name: name.to_owned(), source, hint }
 }
 
 /// What to do about the usual reasons for which a TUN device is refused.

@@ -100,7 +100,7 @@ async fn serve(
 }
 
 /// Tells the engine about its interface; returns when that is deleted.
-async fn follow(name: &str, links: LinkWatch, engine: &Engine) {
+pub(crate) async fn follow(name: &str, links: LinkWatch, engine: &Engine) {
     loop {
         let mut ended = None;
         let read = links
@@ -126,7 +126,7 @@ async fn follow(name: &str, links: LinkWatch, engine: &Engine) {
 }
 
 /// The reason for which the engine closes, from a thread of its own. Ends soon after the receiver is dropped.
-fn closed(engine: Engine) -> std::io::Result<oneshot::Receiver<Closed>> {
+pub(crate) fn closed(engine: Engine) -> std::io::Result<oneshot::Receiver<Closed>> {
     let (tell, hear) = oneshot::channel();
     std::thread::Builder::new().name("engine-wait".into()).spawn(move || {
         while !tell.is_closed() {

@@ -10,6 +10,15 @@ use super::core::AgentId;
 use super::node::{Shared, too_many};
 use super::types::{Failed, Found};
 
+/// What an agent has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// More candidates for the peer. None: there will be no more.
+    Candidates(Vec<super::candidate::Candidate>),
+    /// The path, or why there is none.
+    Path(Result<Found, Failed>),
+}
+
 /// Finds one path to one peer. Closed when dropped.
 pub struct Agent {
     shared: Arc<Shared>,
@@ -18,6 +27,8 @@ pub struct Agent {
     credentials: Credentials,
     candidates: mpsc::UnboundedReceiver<Vec<Candidate>>,
     outcome: oneshot::Receiver<Result<Found, Failed>>,
+    /// There are no more candidates.
+    gathered: bool,
     /// What [`Self::path`] has handed out.
     known: Option<Result<Found, Failed>>,
 }
@@ -36,7 +47,15 @@ impl Agent {
         candidates: mpsc::UnboundedReceiver<Vec<Candidate>>,
         outcome: oneshot::Receiver<Result<Found, Failed>>,
     ) -> Self {
-        Self { shared, id, credentials, candidates, outcome, known: id.is_none().then(|| Err(too_many())) }
+        Self {
+            shared,
+            id,
+            credentials,
+            candidates,
+            outcome,
+            gathered: false,
+            known: id.is_none().then(|| Err(too_many())),
+        }
     }
 
     /// Ours, for the peer.
@@ -67,6 +86,23 @@ impl Agent {
     pub fn add_remote(&self, candidates: &[Candidate]) {
         if let Some(id) = self.id {
             self.shared.with(|core, _| core.add_remote(id, candidates));
+        }
+    }
+
+    /// What comes first: more candidates for the peer, or the outcome. Can be cancelled and called again.
+    pub async fn next(&mut self) -> Step {
+        tokio::select! {
+            more = self.candidates.recv(), if !self.gathered => {
+                self.gathered = more.is_none();
+                Step::Candidates(more.unwrap_or_default())
+            }
+            outcome = &mut self.outcome, if self.known.is_none() => {
+                let closed = || Err(Failed { why: "no path: the node was closed".into() });
+                let outcome = outcome.unwrap_or_else(|_| closed());
+                self.known = Some(outcome.clone());
+                Step::Path(outcome)
+            }
+            else => std::future::pending().await,
         }
     }
 

@@ -33,11 +33,16 @@ pub(super) enum Event {
     /// Addresses or routes of this machine changed.
     Host,
     /// STUN and TURN servers, resolved; they hold for `lifetime`.
-    Servers { stun: Vec<std::net::SocketAddr>, turn: Vec<ice::TurnServer>, problem: Option<String>, lifetime: Option<Duration> },
+    Servers {
+        stun: Vec<std::net::SocketAddr>,
+        turn: Vec<ice::TurnServer>,
+        problem: Option<String>,
+        lifetime: Option<Duration>,
+    },
     /// A person asks.
     Admin(admin::Request, oneshot::Sender<admin::Response>),
     /// A network's engine ended.
-    Closed(NetworkId, String),
+    Closed(String),
 }
 
 /// What one negotiation came to.

@@ -95,7 +95,9 @@ impl Node {
     /// A person trusts the new key of `jid`.
     pub(super) fn accept_pin(&mut self, jid: &str) -> Response {
         match self.pins.accept(jid) {
-            0 => Response::Error { message: format!("no changed key of {jid} was refused: there is nothing to accept") },
+            0 => {
+                Response::Error { message: format!("no changed key of {jid} was refused: there is nothing to accept") }
+            }
             n => {
                 self.keep_pins();
                 self.stir();
@@ -145,7 +147,8 @@ impl Node {
                         Some(to)
                     }
                     Settlement::Conflict(key) => {
-                        let said = format!("{address} is also the address of the member with key {key}, which had it first");
+                        let said =
+                            format!("{address} is also the address of the member with key {key}, which had it first");
                         if n.conflict.as_ref() != Some(&said) {
                             tracing::error!("{}: {said}: give this node another one", n.name);
                         }

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 /// What to tell the user.
 pub fn main(args: &UpArgs) -> Result<ExitCode, Error> {
     let config = crate::config::load(&args.config)?;
-    crate::logging::init(args.engine.log_level);
+    crate::logging::start(crate::logging::asked_level(args.engine.log_level));
     for note in &config.notes {
         tracing::warn!("{note}");
     }

@@ -46,13 +46,7 @@ pub(super) fn start(subject: Subject, ice: &IceNode, xmpp: &Xmpp, events: mpsc::
 }
 
 /// Sends signals one after the other: each waits for the answer to the one before.
-async fn talk(
-    link: LinkId,
-    sid: String,
-    xmpp: Xmpp,
-    mut signals: mpsc::Receiver<Signal>,
-    events: mpsc::Sender<Event>,
-) {
+async fn talk(link: LinkId, sid: String, xmpp: Xmpp, mut signals: mpsc::Receiver<Signal>, events: mpsc::Sender<Event>) {
     while let Some(signal) = signals.recv().await {
         if let Err(e) = xmpp.signal(&link.jid, signal).await {
             let what = Progress::Refused {

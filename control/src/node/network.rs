@@ -21,17 +21,10 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-
 /// What a peer's link works with: the parts of a network that are not its peers.
 macro_rules! hands {
     ($network:expr, $xmpp:expr, $events:expr) => {
-        Hands {
-            engine: &$network.engine,
-            ice: &$network.ice,
-            xmpp: $xmpp,
-            events: $events,
-            network: &$network.name,
-        }
+        Hands { engine: &$network.engine, ice: &$network.ice, xmpp: $xmpp, events: $events, network: &$network.name }
     };
 }
 pub(super) use hands;
@@ -55,6 +48,10 @@ pub(super) struct Network {
     pub(super) peers: HashMap<String, Peer>,
     by_key: HashMap<PublicKey, String>,
     routed: BTreeSet<Prefix>,
+    /// Keys that were refused because another one is pinned.
+    pub(super) refused: Vec<crate::network::Refused>,
+    /// What is wrong with our own address.
+    pub(super) conflict: Option<String>,
     /// Of the last plan, and of what the host refused.
     pub(super) warnings: Vec<String>,
     pub(super) host_addresses: Vec<IpAddr>,
@@ -79,15 +76,13 @@ impl Network {
     ) -> Result<Self, Error> {
         let name = config.group.network();
         let interface = config.interface.clone();
-        let tun = Tun::create(&interface, args.queues(), !args.engine.no_tun_offload)
+        let tun = Tun::create(&interface, args.engine.queues(), !args.engine.no_tun_offload)
             .map_err(|e| crate::daemon::tun_error(&interface, e))?;
         tun.set_mtu(config.mtu).map_err(|e| Error::io(format!("set the MTU of {interface} to {}", config.mtu), e))?;
-        let engine = Engine::start(tun, args.config()).map_err(Error::Engine)?;
+        let engine = Engine::start(tun, args.engine.config()).map_err(Error::Engine)?;
         let key = keys.network_key(&name);
         let public_key = key.public();
-        engine
-            .configure(Update { private_key: Some(Some(key)), ..Update::default() })
-            .map_err(Error::Engine)?;
+        engine.configure(Update { private_key: Some(Some(key)), ..Update::default() }).map_err(Error::Engine)?;
         if let Some(port) = config.listen_port {
             let update = Update { listen_port: Some(port), ..Update::default() };
             engine.configure(update).map_err(Error::Engine)?;
@@ -102,8 +97,8 @@ impl Network {
             Arc::new(EnginePort { engine: engine.clone(), port }),
             IceOptions { relay_private, ..IceOptions::default() },
         );
-        let ferry = Ferry::start(id, &engine, ice.clone(), events.clone())
-            .map_err(|e| Error::io("start a thread", e))?;
+        let ferry =
+            Ferry::start(id, &engine, ice.clone(), events.clone()).map_err(|e| Error::io("start a thread", e))?;
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).map_err(|e| Error::io("get random bytes", std::io::Error::other(e.to_string())))?;
         Ok(Self {
@@ -118,6 +113,8 @@ impl Network {
             peers: HashMap::new(),
             by_key: HashMap::new(),
             routed: BTreeSet::new(),
+            refused: Vec::new(),
+            conflict: None,
             warnings: Vec::new(),
             host_addresses: Vec::new(),
             seed: u64::from_le_bytes(seed),

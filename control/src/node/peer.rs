@@ -110,6 +110,13 @@ impl Peer {
         running.is_some()
     }
 
+    /// The peer's `session-terminate`. False: there is no such session.
+    pub(super) fn terminated(&mut self, sid: &str, reason: xmpp::Reason, hands: &Hands<'_>) -> bool {
+        let known = self.running.contains_key(sid) || self.link.sid() == Some(sid);
+        self.handle(Input::Terminated { sid: sid.to_owned(), reason }, hands);
+        known
+    }
+
     /// A path was found.
     pub(super) fn found(
         &mut self,
@@ -133,11 +140,8 @@ impl Peer {
     pub(super) fn look(&mut self, now: Time, tunnel: PeerState, hands: &Hands<'_>) {
         self.rates.look(now, [tunnel.tx_bytes, tunnel.rx_bytes]);
         let before = self.tunnel.as_ref().and_then(|t| t.last_handshake);
-        let input = Input::Activity {
-            last_received: tunnel.last_received,
-            last_sent: tunnel.last_sent,
-            path: tunnel.path,
-        };
+        let input =
+            Input::Activity { last_received: tunnel.last_received, last_sent: tunnel.last_sent, path: tunnel.path };
         let fresh = tunnel.last_handshake.filter(|h| Some(*h) != before);
         self.tunnel = Some(tunnel);
         if let Some(at) = fresh {
@@ -259,11 +263,8 @@ impl Peer {
 
     /// Packets for an offline peer are refused; those for an online one wait and ask for a path, once more.
     fn demand(&self, hands: &Hands<'_>) {
-        let set = |on| PeerUpdate {
-            update_only: true,
-            on_demand: Some(on),
-            ..PeerUpdate::new(self.planned.public_key)
-        };
+        let set =
+            |on| PeerUpdate { update_only: true, on_demand: Some(on), ..PeerUpdate::new(self.planned.public_key) };
         let mut peers = vec![set(false)];
         if self.online {
             peers.push(set(true));

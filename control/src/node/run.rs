@@ -2,6 +2,7 @@
 
 use super::event::{Event, LinkId, Progress};
 use super::network::{Network, hands};
+use super::peer::Hands;
 use super::{servers, view};
 use crate::Error;
 use crate::admin::{self, Request, Response};
@@ -419,7 +420,11 @@ impl Node {
                 p.set_online(available, &hands);
             }
         }
-        if available { self.present.insert(jid) } else { self.present.remove(&jid) };
+        if available {
+            self.present.insert(jid)
+        } else {
+            self.present.remove(&jid)
+        };
     }
 
     /// Whoever was not announced since the login is away.

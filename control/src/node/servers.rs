@@ -20,11 +20,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// Finds out, and says so by [`Event::Servers`].
 pub(super) async fn find(config: IceConfig, xmpp: Xmpp, events: mpsc::Sender<Event>) {
-    let found = if config.stun.is_empty() && config.turn.is_empty() {
-        offered(&xmpp).await
-    } else {
-        configured(&config).await
-    };
+    let found =
+        if config.stun.is_empty() && config.turn.is_empty() { offered(&xmpp).await } else { configured(&config).await };
     let _ = events.send(found).await;
 }
 
@@ -41,7 +38,7 @@ async fn configured(config: &IceConfig) -> Event {
             Ok(found) => turn.extend(found.into_iter().map(|address| TurnServer {
                 address,
                 username: server.username.clone(),
-                password: server.password.clone(),
+                password: server.password.to_string(),
             })),
             Err(e) => problems.push(e),
         }
@@ -73,10 +70,12 @@ async fn offered(xmpp: &Xmpp) -> Event {
                 turn.extend(found.into_iter().map(|address| TurnServer {
                     address,
                     username: username.clone(),
-                    password: password.clone(),
+                    password: password.to_string(),
                 }));
             }
-            _ if (s.kind == ServiceKind::Turn) => problems.push(format!("the XMPP server gave no credentials for TURN at {}", s.host)),
+            _ if (s.kind == ServiceKind::Turn) => {
+                problems.push(format!("the XMPP server gave no credentials for TURN at {}", s.host))
+            }
             _ => stun.extend(found),
         }
         if s.expires.is_some() {

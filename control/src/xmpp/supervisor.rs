@@ -171,7 +171,11 @@ async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (
 }
 
 fn condition(error: &tokio_xmpp::minidom::Element) -> String {
-    error.children().map(|c| if c.name() == "text" { c.text() } else { c.name().to_owned() }).collect::<Vec<_>>().join(": ")
+    error
+        .children()
+        .map(|c| if c.name() == "text" { c.text() } else { c.name().to_owned() })
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 /// How long to wait before the next try.

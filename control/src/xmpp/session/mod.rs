@@ -159,7 +159,8 @@ impl Session {
         }
         self.present = true;
         // Negative: nothing that is sent to the account comes here, only what is sent to this node.
-        self.out.push(element("presence", CLIENT).child(element("priority", CLIENT).words("-1")).child(caps::presence()));
+        self.out
+            .push(element("presence", CLIENT).child(element("priority", CLIENT).words("-1")).child(caps::presence()));
         for room in self.groups.rooms.clone() {
             self.join(&room, now);
         }
@@ -242,11 +243,7 @@ impl Session {
     }
 
     /// Asks for STUN and TURN servers.
-    pub(super) fn services(
-        &mut self,
-        reply: oneshot::Sender<Result<Vec<ExternalService>, SignalError>>,
-        now: Instant,
-    ) {
+    pub(super) fn services(&mut self, reply: oneshot::Sender<Result<Vec<ExternalService>, SignalError>>, now: Instant) {
         // By the domain: asked without an address, the question would be for the account.
         let domain = Jid::from(BareJid::from_parts(None, self.account.domain()));
         self.ask("get", Some(domain), services::question(), Purpose::Services(reply), now);

@@ -170,9 +170,7 @@ fn gone(node: &Node) -> Event {
 fn tell(node: &Node, entry: &mut Entry, members: &Members) -> Option<Event> {
     let mut now = entry.said.clone();
     // Of a network that is not known yet in this connection, what was told before goes on.
-    let before = |network: &str| {
-        entry.told.as_ref().is_some_and(|t| t.networks.iter().any(|n| n.network == network))
-    };
+    let before = |network: &str| entry.told.as_ref().is_some_and(|t| t.networks.iter().any(|n| n.network == network));
     now.networks.retain(|n| {
         members.is_member_of(&node.0, &n.network) || (members.is_unknown(&n.network) && before(&n.network))
     });
