@@ -12,7 +12,7 @@ use crate::packages::{self, cargo};
 use crate::steps::Steps;
 
 /// Test binaries of the harness that need namespaces. Others in that package run everywhere.
-const END_TO_END: [&str; 6] = ["wgtools", "interop", "stress", "flood", "doctor", "servers"];
+const END_TO_END: [&str; 7] = ["wgtools", "interop", "stress", "flood", "doctor", "servers", "xmpp"];
 /// Takes two minutes of real time and little else: runs beside the others.
 const BESIDE: &str = "rekey";
 

@@ -55,7 +55,7 @@ pub(super) async fn run(mut s: Supervisor) {
                 told = None;
                 tracing::info!("connected to the XMPP server as {jid}");
                 let started = Instant::now();
-                let session = Session::new(jid, s.groups.clone(), connection, known, Arc::clone(&s.counters), started);
+                let session = Session::new(jid, s.groups.clone(), connection, known, Arc::clone(&s.counters));
                 let end;
                 (end, known) = converse(&mut s, wire, session).await;
                 if started.elapsed() >= GOOD_SESSION {
@@ -171,7 +171,11 @@ async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (
 }
 
 fn condition(error: &tokio_xmpp::minidom::Element) -> String {
-    error.children().map(|c| if c.name() == "text" { c.text() } else { c.name().to_owned() }).collect::<Vec<_>>().join(": ")
+    error
+        .children()
+        .map(|c| if c.name() == "text" { c.text() } else { c.name().to_owned() })
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 /// How long to wait before the next try.

@@ -64,6 +64,8 @@ enum Timer {
     Publish,
     Join(BareJid),
     Affiliations(BareJid),
+    /// Look once more for descriptors, and after how long again.
+    Look(Duration),
 }
 
 /// Who somebody is to us.
@@ -106,21 +108,14 @@ pub(super) struct Session {
 
 impl Session {
     /// A conversation that has not begun; `known` is what the one before learned.
-    pub(super) fn new(
-        me: FullJid,
-        groups: Groups,
-        connection: u64,
-        known: Known,
-        counters: Arc<Counters>,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(me: FullJid, groups: Groups, connection: u64, known: Known, counters: Arc<Counters>) -> Self {
         let account = me.to_bare();
         let rooms = groups.rooms.iter().map(|r| (r.clone(), room::Room::default())).collect();
         let mut events = VecDeque::new();
         events.push_back(Event::Online { jid: me.to_string() });
         Self {
             members: members::Members::new(account.clone(), &groups),
-            nodes: nodes::Nodes::new(known, now),
+            nodes: nodes::Nodes::new(known),
             me,
             account,
             connection,
@@ -159,12 +154,14 @@ impl Session {
         }
         self.present = true;
         // Negative: nothing that is sent to the account comes here, only what is sent to this node.
-        self.out.push(element("presence", CLIENT).child(element("priority", CLIENT).words("-1")).child(caps::presence()));
+        self.out
+            .push(element("presence", CLIENT).child(element("priority", CLIENT).words("-1")).child(caps::presence()));
         for room in self.groups.rooms.clone() {
             self.join(&room, now);
         }
         self.publish_now(now);
         self.fetch_all(now);
+        self.timers.insert(Timer::Look(pep::FIRST_LOOK), now + pep::FIRST_LOOK);
     }
 
     /// What to send, in order.
@@ -191,6 +188,7 @@ impl Session {
                 Timer::Publish => self.publish_now(now),
                 Timer::Join(room) => self.join(&room, now),
                 Timer::Affiliations(room) => self.ask_affiliations(&room, now),
+                Timer::Look(wait) => self.look_again(wait, now),
             }
         }
     }
@@ -242,11 +240,7 @@ impl Session {
     }
 
     /// Asks for STUN and TURN servers.
-    pub(super) fn services(
-        &mut self,
-        reply: oneshot::Sender<Result<Vec<ExternalService>, SignalError>>,
-        now: Instant,
-    ) {
+    pub(super) fn services(&mut self, reply: oneshot::Sender<Result<Vec<ExternalService>, SignalError>>, now: Instant) {
         // By the domain: asked without an address, the question would be for the account.
         let domain = Jid::from(BareJid::from_parts(None, self.account.domain()));
         self.ask("get", Some(domain), services::question(), Purpose::Services(reply), now);
@@ -277,7 +271,7 @@ impl Session {
                 _ => {}
             }
         }
-        self.nodes.known(&self.members)
+        self.nodes.known()
     }
 
     fn ask(&mut self, kind: &str, to: Option<Jid>, payload: Element, purpose: Purpose, now: Instant) {

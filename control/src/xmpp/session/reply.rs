@@ -53,7 +53,11 @@ pub(super) fn signal_error(iq: &Element) -> SignalError {
     match condition(iq) {
         "conflict" if jingle("tie-break") => SignalError::TieBreak,
         "item-not-found" if jingle("unknown-session") => SignalError::UnknownSession,
-        "item-not-found" | "service-unavailable" | "recipient-unavailable" | "gone" | "remote-server-not-found"
+        "item-not-found"
+        | "service-unavailable"
+        | "recipient-unavailable"
+        | "gone"
+        | "remote-server-not-found"
         | "remote-server-timeout" => SignalError::Gone,
         "resource-constraint" => SignalError::Busy,
         other => SignalError::Refused(other.chars().take(64).collect()),
@@ -73,6 +77,9 @@ mod tests {
         assert_eq!(means(Verdict::NotAcceptable), SignalError::Refused("not-acceptable".into()));
         assert_eq!(verdict("a@b/c", "1", Verdict::Ok).attr("type"), Some("result"));
         assert_eq!(signal_error(&error(None, "1", "cancel", "service-unavailable", None)), SignalError::Gone);
-        assert_eq!(signal_error(&error(None, "1", "cancel", "conflict", None)), SignalError::Refused("conflict".into()));
+        assert_eq!(
+            signal_error(&error(None, "1", "cancel", "conflict", None)),
+            SignalError::Refused("conflict".into())
+        );
     }
 }

@@ -121,8 +121,13 @@ impl Session {
             })),
             Err(NotASignal::Unsupported(action)) => {
                 tracing::debug!("{from} sent a Jingle action that is not ours: {action}");
-                let error =
-                    reply::error(Some(from.as_str()), id, "modify", "feature-not-implemented", Some("unsupported-info"));
+                let error = reply::error(
+                    Some(from.as_str()),
+                    id,
+                    "modify",
+                    "feature-not-implemented",
+                    Some("unsupported-info"),
+                );
                 self.out.push(error);
             }
             Err(NotASignal::Malformed(why)) => {

@@ -107,7 +107,8 @@ impl Session {
         if !item.and_then(|i| i.attr("affiliation")).is_some_and(|a| MEMBERS.contains(&a)) {
             return self.occupant_left(room, nick, x, now);
         }
-        let occupant = Occupant { account: jid.to_bare(), node: node_of(&jid).filter(|_| jid.as_str() != self.me.as_str()) };
+        let occupant =
+            Occupant { account: jid.to_bare(), node: node_of(&jid).filter(|_| jid.as_str() != self.me.as_str()) };
         let node = occupant.node.clone();
         let Some(state) = self.rooms.get_mut(room) else { return };
         if let Some(before) = state.occupants.insert(nick.to_owned(), occupant)

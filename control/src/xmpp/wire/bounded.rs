@@ -58,9 +58,10 @@ impl FromEventsBuilder for Builder {
         }
         match &mut self.element {
             Some(builder) => Ok(builder.feed(event, ctx)?.map(Incoming::Element)),
-            None if self.depth == 0 => {
-                Ok(Some(Incoming::TooLarge { name: std::mem::take(&mut self.name), from: std::mem::take(&mut self.from) }))
-            }
+            None if self.depth == 0 => Ok(Some(Incoming::TooLarge {
+                name: std::mem::take(&mut self.name),
+                from: std::mem::take(&mut self.from),
+            })),
             None => Ok(None),
         }
     }

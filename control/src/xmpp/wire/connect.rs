@@ -87,9 +87,11 @@ async fn login(target: &Target) -> Step<(Wire, FullJid)> {
         Some((host, port)) => start_tls(target, given(host, *port).await?).await?,
         None => by_name(target).await?,
     };
-    let (features, stream) = pending.recv_features::<FallibleStreamElement>().await.map_err(|e| stream_error(e.into()))?;
+    let (features, stream) =
+        pending.recv_features::<FallibleStreamElement>().await.map_err(|e| stream_error(e.into()))?;
     let offered = features.sasl_mechanisms;
-    let usable: BTreeSet<String> = MECHANISMS.iter().filter(|m| offered.contains(**m)).map(|m| (*m).to_owned()).collect();
+    let usable: BTreeSet<String> =
+        MECHANISMS.iter().filter(|m| offered.contains(**m)).map(|m| (*m).to_owned()).collect();
     if usable.is_empty() {
         let offered: Vec<_> = offered.into_iter().collect();
         let why = format!("the server offers no SCRAM, only {}: enable SCRAM-SHA-256 there", offered.join(", "));
@@ -97,7 +99,8 @@ async fn login(target: &Target) -> Step<(Wire, FullJid)> {
     }
     let user = target.jid.node().map(ToString::to_string).unwrap_or_default();
     let credentials = sasl_credentials(user, &target.account.password);
-    let stream = tokio_xmpp::client_login(stream, usable, credentials).await.map_err(|e| login_error(e, &target.jid))?;
+    let stream =
+        tokio_xmpp::client_login(stream, usable, credentials).await.map_err(|e| login_error(e, &target.jid))?;
     let header = header(&target.jid);
     let pending = stream.send_header(header).await.map_err(unreachable)?;
     let (_, stream) = pending.recv_features::<Incoming>().await.map_err(|e| stream_error(e.into()))?;
@@ -147,7 +150,9 @@ async fn by_name(target: &Target) -> Step<Pending> {
     if let Ok(Ok(tcp)) = found {
         return direct(target, tcp).await;
     }
-    Err(ConnectError::Unreachable(format!("no server found for {domain} ({why}): set `server` if DNS does not name it")))
+    Err(ConnectError::Unreachable(format!(
+        "no server found for {domain} ({why}): set `server` if DNS does not name it"
+    )))
 }
 
 type Pending = tokio_xmpp::xmlstream::PendingFeaturesRecv<Io>;
@@ -157,7 +162,9 @@ async fn start_tls(target: &Target, tcp: TcpStream) -> Step<Pending> {
     let (features, mut stream) =
         pending.recv_features::<FallibleStreamElement>().await.map_err(|e| stream_error(e.into()))?;
     if !features.can_starttls() {
-        return Err(ConnectError::Unusable("the server offers no TLS on this port (direct_tls may be what it wants)".into()));
+        return Err(ConnectError::Unusable(
+            "the server offers no TLS on this port (direct_tls may be what it wants)".into(),
+        ));
     }
     let request = XmppStreamElement::Starttls(starttls::Nonza::Request(starttls::Request));
     stream.send(&request).await.map_err(unreachable)?;
@@ -175,7 +182,8 @@ async fn direct(target: &Target, tcp: TcpStream) -> Step<Pending> {
     let domain = target.jid.domain().to_string();
     let name = ServerName::try_from(domain.clone())
         .map_err(|e| ConnectError::Refused(format!("{domain} cannot be the name in a certificate: {e}")))?;
-    let tls = TlsConnector::from(Arc::clone(&target.tls)).connect(name, tcp).await.map_err(|e| tls_error(&domain, e))?;
+    let tls =
+        TlsConnector::from(Arc::clone(&target.tls)).connect(name, tcp).await.map_err(|e| tls_error(&domain, e))?;
     open(BufStream::new(tls), &target.jid).await
 }
 
@@ -203,7 +211,8 @@ where
         match stream.next().await {
             Some(Ok(Incoming::Element(e))) if e.is("iq", CLIENT) && e.attr("id") == Some("bind") => {
                 if e.attr("type") == Some("error") {
-                    let conflict = e.get_child("error", CLIENT).is_some_and(|x| x.has_child("conflict", ns::XMPP_STANZAS));
+                    let conflict =
+                        e.get_child("error", CLIENT).is_some_and(|x| x.has_child("conflict", ns::XMPP_STANZAS));
                     let why = format!("the server refused resource {resource}: {}", String::from(&e));
                     return Err(if conflict { ConnectError::Conflict(why) } else { ConnectError::Unusable(why) });
                 }
@@ -237,9 +246,9 @@ fn stream_error(e: tokio_xmpp::Error) -> ConnectError {
 
 fn login_error(e: tokio_xmpp::Error, jid: &BareJid) -> ConnectError {
     match e {
-        tokio_xmpp::Error::Auth(AuthError::Fail(DefinedCondition::TemporaryAuthFailure | DefinedCondition::Aborted)) => {
-            ConnectError::Unreachable("the server cannot check passwords now".into())
-        }
+        tokio_xmpp::Error::Auth(AuthError::Fail(
+            DefinedCondition::TemporaryAuthFailure | DefinedCondition::Aborted,
+        )) => ConnectError::Unreachable("the server cannot check passwords now".into()),
         tokio_xmpp::Error::Auth(AuthError::Fail(DefinedCondition::NotAuthorized)) => {
             ConnectError::Refused(format!("the server refused account {jid}: no such account, or a wrong password"))
         }

@@ -174,8 +174,7 @@ mod tests {
     }
 
     fn many(name: &str, n: usize) -> Element {
-        let mut net =
-            element("network", NODE).with("name", "n").with("key", "00".repeat(32)).with("since", "1");
+        let mut net = element("network", NODE).with("name", "n").with("key", "00".repeat(32)).with("since", "1");
         for i in 0..n {
             net = net.child(element(name, NODE).words(format!("10.{}.{}.0/32", i / 256, i % 256)));
         }
@@ -191,9 +190,8 @@ mod tests {
         for i in 0..=MAX_NETWORKS {
             assert!(read(&node).is_ok());
             let key = "00".repeat(32);
-            node = node.child(
-                element("network", NODE).with("name", format!("{i}")).with("key", key).with("since", "1"),
-            );
+            node =
+                node.child(element("network", NODE).with("name", format!("{i}")).with("key", key).with("since", "1"));
         }
         assert!(read(&node).is_err());
         let long = "x".repeat(MAX_WORD + 1);
@@ -213,8 +211,8 @@ mod tests {
         assert!(read(&net(&good, "10.0.0.1/33")).is_err());
         assert!(read(&net("ab", "10.0.0.1/32")).is_err());
         assert!(read(&net(&"+a".repeat(32), "10.0.0.1/32")).is_err());
-        let twice = net(&good, "10.0.0.1/32").child(
-            element("network", NODE).with("name", "n").with("key", &good).with("since", "2"));
+        let twice = net(&good, "10.0.0.1/32")
+            .child(element("network", NODE).with("name", "n").with("key", &good).with("since", "2"));
         assert!(read(&twice).is_err());
         let newer = net(&good, "10.0.0.1/32").with("mood", "fine").child(element("future", NODE));
         assert!(read(&newer).is_ok());

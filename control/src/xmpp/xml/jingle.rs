@@ -196,7 +196,8 @@ fn reachable(a: SocketAddr) -> bool {
 }
 
 fn reason(e: &Element) -> Reason {
-    let said = e.get_child("reason", JINGLE).and_then(|r| r.children().find(|c| c.has_ns(JINGLE) && c.name() != "text"));
+    let said =
+        e.get_child("reason", JINGLE).and_then(|r| r.children().find(|c| c.has_ns(JINGLE) && c.name() != "text"));
     said.and_then(|c| REASONS.iter().find(|(_, n)| *n == c.name())).map_or(Reason::GeneralError, |(r, _)| *r)
 }
 
@@ -270,8 +271,7 @@ mod tests {
         )
             .prop_map(|(n, ns, a)| a.into_iter().fold(element(n, ns), |e, (k, v)| e.with(k, v)));
         leaf.prop_recursive(4, 32, 4, |inner| {
-            (inner.clone(), prop::collection::vec(inner, 0..4))
-                .prop_map(|(e, c)| c.into_iter().fold(e, Element::child))
+            (inner.clone(), prop::collection::vec(inner, 0..4)).prop_map(|(e, c)| c.into_iter().fold(e, Element::child))
         })
     }
 
