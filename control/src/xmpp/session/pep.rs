@@ -1,0 +1,211 @@
+//! Descriptors as items of a PEP node (XEP-0163) that only contacts can read.
+//!
+//! One node for all devices of an account, the item's id is the device. So it must hold many items, be kept, and not be
+//! open. Create and configure, whatever the answers; `publish` then demands the access model, so that a node that somebody
+//! opened does not get our descriptor.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tokio_xmpp::jid::{BareJid, Jid};
+use tokio_xmpp::minidom::Element;
+use tokio_xmpp::parsers::ns;
+
+use super::{Purpose, RETRY, Session, Timer, reply};
+use crate::xmpp::RESOURCE_PREFIX;
+use crate::xmpp::xml::{Build, NODE, children, descriptor, element};
+
+/// Accounts that are asked for their descriptors at once.
+const MAX_ASKING: usize = 32;
+/// When descriptors are looked for once more: what was published after we asked and before the server had understood
+/// that we want to be told is told to us by nobody.
+pub(super) const FIRST_LOOK: Duration = Duration::from_secs(2);
+const LAST_LOOK: Duration = Duration::from_secs(64);
+const NODE_CONFIG: &str = "http://jabber.org/protocol/pubsub#node_config";
+const PUBLISH_OPTIONS: &str = "http://jabber.org/protocol/pubsub#publish-options";
+/// As many devices as the server lets an account have; where it does not know the word, what every server grants.
+const MAX_ITEMS: [&str; 2] = ["max", "10"];
+
+/// A step of publishing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Create,
+    /// With which of [`MAX_ITEMS`].
+    Configure(usize),
+    Publish,
+}
+
+fn form(kind: &str, fields: &[(&str, &str)]) -> Element {
+    let field = |name: &str, value: &str| {
+        element("field", ns::DATA_FORMS).with("var", name).child(element("value", ns::DATA_FORMS).words(value))
+    };
+    let first = field("FORM_TYPE", kind).with("type", "hidden");
+    let form = element("x", ns::DATA_FORMS).with("type", "submit").child(first);
+    fields.iter().fold(form, |f, (name, value)| f.child(field(name, value)))
+}
+
+fn configuration(max_items: &str) -> Element {
+    let fields = [
+        ("pubsub#access_model", "presence"),
+        ("pubsub#persist_items", "1"),
+        ("pubsub#max_items", max_items),
+        ("pubsub#notify_retract", "1"),
+        ("pubsub#deliver_payloads", "1"),
+        ("pubsub#send_last_published_item", "on_sub_and_presence"),
+    ];
+    let configure = element("configure", ns::PUBSUB_OWNER).with("node", NODE).child(form(NODE_CONFIG, &fields));
+    element("pubsub", ns::PUBSUB_OWNER).child(configure)
+}
+
+impl Session {
+    /// The descriptor, or a new one.
+    pub(in crate::xmpp) fn publish(&mut self, d: Option<crate::identity::Descriptor>, now: Instant) {
+        self.descriptor = d;
+        if self.present {
+            self.publish_now(now);
+            self.update_rooms();
+        }
+    }
+
+    pub(super) fn publish_now(&mut self, now: Instant) {
+        let Some(d) = &self.descriptor else { return };
+        if self.groups.roster.is_empty() {
+            return;
+        }
+        let item = element("item", ns::PUBSUB).with("id", self.me.resource().as_str()).child(descriptor::write(d));
+        let publish = element("publish", ns::PUBSUB).with("node", NODE).child(item);
+        let options = form(PUBLISH_OPTIONS, &[("pubsub#access_model", "presence")]);
+        let options = element("publish-options", ns::PUBSUB).child(options);
+        let publish = element("pubsub", ns::PUBSUB).child(publish).child(options);
+        if !self.pep_configured {
+            self.pep_configured = true;
+            let create = element("pubsub", ns::PUBSUB).child(element("create", ns::PUBSUB).with("node", NODE));
+            self.ask("set", None, create, Purpose::Pep(Step::Create), now);
+            self.ask("set", None, configuration(MAX_ITEMS[0]), Purpose::Pep(Step::Configure(0)), now);
+        }
+        self.ask("set", None, publish, Purpose::Pep(Step::Publish), now);
+    }
+
+    pub(super) fn pep_refused(&mut self, step: Step, condition: &str, now: Instant) {
+        match step {
+            // It is there already.
+            Step::Create => {}
+            Step::Configure(i) => match MAX_ITEMS.get(i + 1) {
+                Some(fewer) => {
+                    self.ask("set", None, configuration(fewer), Purpose::Pep(Step::Configure(i + 1)), now);
+                }
+                None => tracing::warn!("the server does not let the descriptors' PEP node be configured: {condition}"),
+            },
+            Step::Publish => {
+                tracing::warn!("the server did not take our descriptor ({condition}): trying again");
+                self.pep_configured = false;
+                self.timers.insert(Timer::Publish, now + RETRY);
+            }
+        }
+    }
+
+    /// Asks all members for their descriptors.
+    pub(super) fn fetch_all(&mut self, now: Instant) {
+        if self.groups.roster.is_empty() {
+            return;
+        }
+        let mut all: BTreeSet<BareJid> = self.members.accounts().cloned().collect();
+        all.insert(self.account.clone());
+        for account in all {
+            self.nodes.ask(&account, now);
+        }
+        self.fetch_some(now);
+    }
+
+    /// Asks those who are there; after the first time, only those of whom we know nothing.
+    pub(super) fn look_again(&mut self, wait: Duration, now: Instant) {
+        if self.groups.roster.is_empty() {
+            return;
+        }
+        for account in self.nodes.present_accounts(wait > FIRST_LOOK) {
+            self.nodes.ask_anew(&account);
+        }
+        self.fetch_some(now);
+        let next = (2 * wait).min(LAST_LOOK);
+        self.timers.insert(Timer::Look(next), now + next);
+    }
+
+    /// Asks one account, soon.
+    pub(super) fn fetch(&mut self, account: &BareJid, now: Instant) {
+        if !self.groups.roster.is_empty() {
+            self.nodes.ask(account, now);
+            self.fetch_some(now);
+        }
+    }
+
+    pub(super) fn fetch_some(&mut self, now: Instant) {
+        while self.present && self.nodes.asking < MAX_ASKING {
+            let Some(account) = self.nodes.next_to_ask(now) else { return };
+            self.nodes.asking += 1;
+            let items = element("pubsub", ns::PUBSUB).child(element("items", ns::PUBSUB).with("node", NODE));
+            self.ask("get", Some(Jid::from(account.clone())), items, Purpose::Items(account), now);
+        }
+    }
+
+    /// The answer to [`Self::fetch`]; `None`: none came.
+    pub(super) fn fetched(&mut self, account: &BareJid, iq: Option<&Element>, now: Instant) {
+        self.nodes.asking = self.nodes.asking.saturating_sub(1);
+        self.fetch_some(now);
+        let Some(iq) = iq else { return };
+        if iq.attr("type") == Some("error") {
+            // There is no such node, so no descriptor either. Other errors say nothing.
+            if reply::condition(iq) == "item-not-found" {
+                let events = self.nodes.only(account, &BTreeSet::new());
+                self.events.extend(events);
+            }
+            return;
+        }
+        let items = iq.get_child("pubsub", ns::PUBSUB).and_then(|p| p.get_child("items", ns::PUBSUB));
+        let Some(items) = items.filter(|i| i.attr("node") == Some(NODE)) else { return };
+        let devices = self.items(account, items, ns::PUBSUB, now);
+        let events = self.nodes.only(account, &devices);
+        self.events.extend(events);
+    }
+
+    /// A message of a PEP node (XEP-0060, section 7.1.2).
+    pub(super) fn pep_event(&mut self, account: &BareJid, event: &Element, now: Instant) {
+        for part in event.children().filter(|c| c.has_ns(ns::PUBSUB_EVENT) && c.attr("node") == Some(NODE)) {
+            match part.name() {
+                "items" => {
+                    for r in children(part, "retract", ns::PUBSUB_EVENT) {
+                        let Some(device) = r.attr("id") else { continue };
+                        self.events.extend(self.nodes.withdrew(&(account.clone(), device.to_owned())));
+                    }
+                    self.items(account, part, ns::PUBSUB_EVENT, now);
+                }
+                "purge" | "delete" => {
+                    let events = self.nodes.only(account, &BTreeSet::new());
+                    self.events.extend(events);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Reads items and gives the devices that they are of.
+    fn items(&mut self, account: &BareJid, items: &Element, namespace: &str, now: Instant) -> BTreeSet<String> {
+        let mut devices = BTreeSet::new();
+        for item in children(items, "item", namespace) {
+            let Some(device) = item.attr("id").filter(|d| d.starts_with(RESOURCE_PREFIX)) else { continue };
+            let node = (account.clone(), device.to_owned());
+            if *account == self.account && device == self.me.resource().as_str() {
+                continue;
+            }
+            match item.get_child("node", NODE).map(descriptor::read) {
+                Some(Ok(d)) => {
+                    devices.insert(node.1.clone());
+                    self.events.extend(self.nodes.said(node, d, true, &self.members));
+                }
+                Some(Err(why)) => self.malformed(&format!("{account}/{device}"), &why.to_string(), now),
+                // A notice without its content: get it.
+                None => self.fetch(account, now),
+            }
+        }
+        devices
+    }
+}

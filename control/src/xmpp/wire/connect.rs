@@ -1,0 +1,273 @@
+//! From nothing to a bound stream: TCP, TLS, SASL, resource.
+//!
+//! Ours, and not the library's client, because that offers channel binding (which ejabberd 23.01 offers and then
+//! refuses), falls back to PLAIN, and keeps why it failed to its log.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use sasl::common::{ChannelBinding, Credentials};
+use tokio::io::BufStream;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_xmpp::connect::{AsyncReadAndWrite, DnsConfig};
+use tokio_xmpp::error::AuthError;
+use tokio_xmpp::jid::{BareJid, FullJid};
+use tokio_xmpp::parsers::sasl::DefinedCondition;
+use tokio_xmpp::parsers::{ns, starttls};
+use tokio_xmpp::xmlstream::{
+    FallibleStreamElement, ReadError, StreamHeader, Timeouts, XmlStream, XmppStreamElement, initiate_stream,
+};
+use zeroize::Zeroizing;
+
+use super::{Incoming, Wire};
+use crate::config::XmppConfig;
+use crate::xmpp::xml::{Build, CLIENT, element};
+
+/// A server that is silent for so long is asked for a sign of life, ...
+const SILENCE: Duration = Duration::from_secs(30);
+/// ... and given so long to give it.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+/// For the whole way to a bound stream.
+const LOGIN_LIMIT: Duration = Duration::from_secs(20);
+/// For one address of a server.
+const TCP_LIMIT: Duration = Duration::from_secs(6);
+/// PLAIN shows the password to a server that is not the right one, ANONYMOUS is no account.
+const MECHANISMS: [&str; 2] = ["SCRAM-SHA-256", "SCRAM-SHA-1"];
+const PORT: u16 = 5222;
+
+/// Why there is no stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(in crate::xmpp) enum ConnectError {
+    /// Trying again cannot help.
+    #[error("{0}")]
+    Refused(String),
+    /// The server is not there: may be back any moment.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It is there and something is wrong with it or with our settings: a person has to do something.
+    #[error("{0}")]
+    Unusable(String),
+    /// Another process uses the same resource.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+/// What a connection needs.
+#[derive(Clone)]
+pub(in crate::xmpp) struct Target {
+    pub account: XmppConfig,
+    pub jid: BareJid,
+    pub resource: String,
+    pub tls: Arc<ClientConfig>,
+}
+
+type Io = BufStream<TlsStream<TcpStream>>;
+type Step<T> = Result<T, ConnectError>;
+
+/// Connects and logs in.
+pub(in crate::xmpp) async fn connect(target: &Target) -> Step<(Wire, FullJid)> {
+    match tokio::time::timeout(LOGIN_LIMIT, login(target)).await {
+        Ok(done) => done,
+        Err(_) => Err(ConnectError::Unreachable(format!("the server took longer than {LOGIN_LIMIT:?} for the login"))),
+    }
+}
+
+async fn login(target: &Target) -> Step<(Wire, FullJid)> {
+    let pending = match &target.account.server {
+        Some((host, port)) if target.account.direct_tls => direct(target, given(host, *port).await?).await?,
+        Some((host, port)) => start_tls(target, given(host, *port).await?).await?,
+        None => by_name(target).await?,
+    };
+    let (features, stream) =
+        pending.recv_features::<FallibleStreamElement>().await.map_err(|e| stream_error(e.into()))?;
+    let offered = features.sasl_mechanisms;
+    let usable: BTreeSet<String> =
+        MECHANISMS.iter().filter(|m| offered.contains(**m)).map(|m| (*m).to_owned()).collect();
+    if usable.is_empty() {
+        let offered: Vec<_> = offered.into_iter().collect();
+        let why = format!("the server offers no SCRAM, only {}: enable SCRAM-SHA-256 there", offered.join(", "));
+        return Err(ConnectError::Unusable(why));
+    }
+    let user = target.jid.node().map(ToString::to_string).unwrap_or_default();
+    let credentials = sasl_credentials(user, &target.account.password);
+    let stream =
+        tokio_xmpp::client_login(stream, usable, credentials).await.map_err(|e| login_error(e, &target.jid))?;
+    let header = header(&target.jid);
+    let pending = stream.send_header(header).await.map_err(unreachable)?;
+    let (_, stream) = pending.recv_features::<Incoming>().await.map_err(|e| stream_error(e.into()))?;
+    let mut stream: XmlStream<Box<dyn AsyncReadAndWrite + Send>, Incoming> = stream.box_stream();
+    let jid = bind(&mut stream, &target.resource).await?;
+    if jid.to_bare() != target.jid || jid.resource().as_str() != target.resource {
+        let why = format!("the server bound {jid} instead of resource {}: it may be in use", target.resource);
+        return Err(ConnectError::Conflict(why));
+    }
+    Ok((Wire::new(stream), jid))
+}
+
+fn sasl_credentials(user: String, password: &Zeroizing<String>) -> Credentials {
+    Credentials::default()
+        .with_username(user)
+        .with_password(password.as_str())
+        .with_channel_binding(ChannelBinding::None)
+}
+
+/// A server that the configuration names.
+async fn given(host: &str, port: u16) -> Step<TcpStream> {
+    let (name, what) = (host.to_owned(), format!("{host}:{port}"));
+    let look_up = tokio::task::spawn_blocking(move || (name.as_str(), port).to_socket_addrs());
+    let addresses = look_up.await.map_err(|e| io::Error::other(e.to_string())).and_then(|a| a);
+    let addresses = addresses.map_err(|e| ConnectError::Unreachable(format!("{what}: {e}")))?;
+    let mut last = "it has no address".to_owned();
+    for a in addresses {
+        match tokio::time::timeout(TCP_LIMIT, TcpStream::connect(a)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(e)) => last = e.to_string(),
+            Err(_) => last = format!("no answer within {TCP_LIMIT:?}"),
+        }
+    }
+    Err(ConnectError::Unreachable(format!("{what}: {last}")))
+}
+
+/// SRV records of the domain (RFC 6120, section 3.2; XEP-0368), or its addresses.
+async fn by_name(target: &Target) -> Step<Pending> {
+    let domain = target.jid.domain().to_string();
+    let found = tokio::time::timeout(TCP_LIMIT, DnsConfig::srv(&domain, "_xmpp-client._tcp", PORT).resolve()).await;
+    let why = match found {
+        Ok(Ok(tcp)) => return start_tls(target, tcp).await,
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => format!("no answer within {TCP_LIMIT:?}"),
+    };
+    let found = tokio::time::timeout(TCP_LIMIT, DnsConfig::srv_xmpps(&domain).resolve()).await;
+    if let Ok(Ok(tcp)) = found {
+        return direct(target, tcp).await;
+    }
+    Err(ConnectError::Unreachable(format!(
+        "no server found for {domain} ({why}): set `server` if DNS does not name it"
+    )))
+}
+
+type Pending = tokio_xmpp::xmlstream::PendingFeaturesRecv<Io>;
+
+async fn start_tls(target: &Target, tcp: TcpStream) -> Step<Pending> {
+    let pending = open(BufStream::new(tcp), &target.jid).await?;
+    let (features, mut stream) =
+        pending.recv_features::<FallibleStreamElement>().await.map_err(|e| stream_error(e.into()))?;
+    if !features.can_starttls() {
+        return Err(ConnectError::Unusable(
+            "the server offers no TLS on this port (direct_tls may be what it wants)".into(),
+        ));
+    }
+    let request = XmppStreamElement::Starttls(starttls::Nonza::Request(starttls::Request));
+    stream.send(&request).await.map_err(unreachable)?;
+    match stream.next().await {
+        Some(Ok(FallibleStreamElement::Ok(XmppStreamElement::Starttls(starttls::Nonza::Proceed(_))))) => {}
+        Some(Err(ReadError::HardError(e))) => return Err(unreachable(e)),
+        _ => return Err(ConnectError::Unusable("the server did not go on with STARTTLS".into())),
+    }
+    // What came before TLS is worth nothing: also what is in the buffer (CVE-2011-0411 and its like).
+    direct(target, stream.into_inner().into_inner()).await
+}
+
+async fn direct(target: &Target, tcp: TcpStream) -> Step<Pending> {
+    let _ = tcp.set_nodelay(true);
+    let domain = target.jid.domain().to_string();
+    let name = ServerName::try_from(domain.clone())
+        .map_err(|e| ConnectError::Refused(format!("{domain} cannot be the name in a certificate: {e}")))?;
+    let tls =
+        TlsConnector::from(Arc::clone(&target.tls)).connect(name, tcp).await.map_err(|e| tls_error(&domain, e))?;
+    open(BufStream::new(tls), &target.jid).await
+}
+
+async fn open<S>(io: S, jid: &BareJid) -> Step<tokio_xmpp::xmlstream::PendingFeaturesRecv<S>>
+where
+    S: tokio::io::AsyncBufRead + tokio::io::AsyncWrite + Unpin,
+{
+    let timeouts = Timeouts { read_timeout: SILENCE, response_timeout: SIGN_OF_LIFE };
+    initiate_stream(io, ns::JABBER_CLIENT, header(jid), timeouts).await.map_err(unreachable)
+}
+
+fn header(jid: &BareJid) -> StreamHeader<'static> {
+    StreamHeader { to: Some(Cow::Owned(jid.domain().to_string())), from: None, id: None }
+}
+
+/// RFC 6120, section 7.
+async fn bind<I>(stream: &mut XmlStream<I, Incoming>, resource: &str) -> Step<FullJid>
+where
+    I: tokio::io::AsyncBufRead + tokio::io::AsyncWrite + Unpin,
+{
+    let bind = element("bind", ns::BIND).child(element("resource", ns::BIND).words(resource));
+    let iq = element("iq", CLIENT).with("type", "set").with("id", "bind").child(bind);
+    stream.send(&iq).await.map_err(unreachable)?;
+    loop {
+        match stream.next().await {
+            Some(Ok(Incoming::Element(e))) if e.is("iq", CLIENT) && e.attr("id") == Some("bind") => {
+                if e.attr("type") == Some("error") {
+                    let conflict =
+                        e.get_child("error", CLIENT).is_some_and(|x| x.has_child("conflict", ns::XMPP_STANZAS));
+                    let why = format!("the server refused resource {resource}: {}", String::from(&e));
+                    return Err(if conflict { ConnectError::Conflict(why) } else { ConnectError::Unusable(why) });
+                }
+                let jid = e.get_child("bind", ns::BIND).and_then(|b| b.get_child("jid", ns::BIND)).map(|j| j.text());
+                return jid
+                    .and_then(|j| FullJid::new(&j).ok())
+                    .ok_or_else(|| ConnectError::Unusable("the server bound no full JID".into()));
+            }
+            Some(Ok(Incoming::Element(e))) if e.is("error", ns::STREAM) => {
+                return Err(ConnectError::Unusable(format!("the server ended the stream: {}", String::from(&e))));
+            }
+            Some(Ok(_)) | Some(Err(ReadError::SoftTimeout)) => {}
+            Some(Err(ReadError::HardError(e))) => return Err(unreachable(e)),
+            Some(Err(e)) => return Err(ConnectError::Unusable(format!("{e:?}"))),
+            None => return Err(ConnectError::Unreachable("the server closed the stream".into())),
+        }
+    }
+}
+
+fn unreachable(e: io::Error) -> ConnectError {
+    ConnectError::Unreachable(format!("the connection broke: {e}"))
+}
+
+fn stream_error(e: tokio_xmpp::Error) -> ConnectError {
+    match e {
+        tokio_xmpp::Error::Io(e) => unreachable(e),
+        // The server is going down or starting: it says so in a stream error.
+        e => ConnectError::Unreachable(format!("the server ended the stream: {e}")),
+    }
+}
+
+fn login_error(e: tokio_xmpp::Error, jid: &BareJid) -> ConnectError {
+    match e {
+        tokio_xmpp::Error::Auth(AuthError::Fail(
+            DefinedCondition::TemporaryAuthFailure | DefinedCondition::Aborted,
+        )) => ConnectError::Unreachable("the server cannot check passwords now".into()),
+        tokio_xmpp::Error::Auth(AuthError::Fail(DefinedCondition::NotAuthorized)) => {
+            ConnectError::Refused(format!("the server refused account {jid}: no such account, or a wrong password"))
+        }
+        tokio_xmpp::Error::Auth(AuthError::Fail(condition)) => {
+            ConnectError::Refused(format!("the server refused account {jid}: {condition:?}"))
+        }
+        // SCRAM is mutual: the server could not show that it knows the password.
+        tokio_xmpp::Error::Auth(e) => ConnectError::Unusable(format!("the login as {jid} failed: {e}")),
+        e => stream_error(e),
+    }
+}
+
+fn tls_error(domain: &str, e: io::Error) -> ConnectError {
+    match e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(why)) => ConnectError::Unusable(format!(
+            "the server's certificate is not to be trusted ({why}): it must be for {domain} and signed by an authority \
+             in ca_file"
+        )),
+        Some(why) => ConnectError::Unusable(format!("no TLS with the server of {domain}: {why}")),
+        None => unreachable(e),
+    }
+}
