@@ -1,11 +1,13 @@
 //! What demo and bench have in common: two sites, iperf3 between them, and the cost in CPU time.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use ipop_tests::daemon::Implementation;
+use ipop_tests::ns::Namespace;
 use ipop_tests::pair::{Options, Pair, Side};
-use ipop_tests::process::{Process, cpu_seconds, resident_bytes, state_file, wait_for};
+use ipop_tests::process::{Process, cpu_seconds, resident_bytes, run, state_file, wait_for};
 use serde_json::Value;
 
 use crate::stop;
@@ -128,6 +130,31 @@ impl Run {
         let intervals = self.report["server_output_json"]["intervals"].as_array().context("no server output")?;
         Ok(intervals.iter().filter_map(|i| i["sum"]["bytes"].as_f64()).sum())
     }
+}
+
+/// One iperf3 TCP flow between two namespaces; what arrived, Gbit/s.
+pub(crate) fn tcp(near: &Namespace, far: &Namespace, to: IpAddr, seconds: u32) -> Result<f64> {
+    let mut serve = far.command("iperf3");
+    let mut server = Process::start("iperf3 server", serve.args(["-s", "-1", "-B", &to.to_string()]))?;
+    wait_for("the iperf3 server", Duration::from_secs(5), || {
+        ensure!(server.running(), "it has ended: {}", server.tail());
+        Ok(!run(far.command("ss").args(["-ltnH", "sport = :5201"]))?.trim().is_empty())
+    })?;
+    let out = state_file("iperf")?;
+    let mut command = near.command("iperf3");
+    command.args(["-c", &to.to_string(), "-J", "--connect-timeout", "5000", "-t", &seconds.to_string()]);
+    command.stdout(std::fs::File::create(&out)?).stderr(std::process::Stdio::null());
+    let mut client = Process::adopt("iperf3", out.clone(), &mut command)?;
+    let limit = Duration::from_secs(seconds.into()) + SLACK;
+    let ended = wait_for("iperf3", limit, || Ok(stop::asked() || !client.running()));
+    let text = client.log();
+    let _ = std::fs::remove_file(&out);
+    stop::check()?;
+    ended?;
+    let report: Value = serde_json::from_str(&text).with_context(|| format!("iperf3 printed {text:.200?}"))?;
+    ensure!(report["error"].is_null(), "iperf3: {}", report["error"]);
+    let bits = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
+    Ok(bits.context("iperf3 reported no rate")? / 1e9)
 }
 
 /// The middle one; of an even number the mean of the two.

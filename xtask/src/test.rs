@@ -11,8 +11,8 @@ use crate::fuzz;
 use crate::packages::{self, cargo};
 use crate::steps::Steps;
 
-/// Test binaries of the harness that need namespaces. Others in that package run everywhere.
-const END_TO_END: &[&str] = &["wgtools", "interop", "stress", "flood", "doctor", "servers", "internet", "group"];
+/// Test binaries of the harness that run everywhere. All others there need namespaces.
+const EVERYWHERE: &[&str] = &["fuzz_corpus"];
 /// Takes two minutes of real time and little else: runs beside the others.
 const BESIDE: &str = "rekey";
 
@@ -80,19 +80,21 @@ fn tail<'a>(command: &'a mut Command, options: &Options) -> &'a mut Command {
 fn harness(steps: &mut Steps, options: &Options) -> Result<()> {
     let mut command = cargo();
     command.args(["test", "-p", "ipop-tests", "--lib", "--no-fail-fast"]);
-    for name in other_test_binaries()? {
-        command.args(["--test", &name]);
+    for name in EVERYWHERE {
+        command.args(["--test", name]);
     }
     steps.run("harness and corpus tests", tail(&mut command, options))
 }
 
-fn other_test_binaries() -> Result<Vec<String>> {
+/// Test binaries that need namespaces: files, and directories with a `main.rs`.
+fn end_to_end_binaries() -> Result<Vec<String>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/tests");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         let Some(stem) = path.file_stem().and_then(|s| s.to_str()) else { continue };
-        if path.extension().is_some_and(|e| e == "rs") && stem != BESIDE && !END_TO_END.contains(&stem) {
+        let is_test = path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").is_file();
+        if is_test && stem != BESIDE && !EVERYWHERE.contains(&stem) {
             names.push(stem.to_owned());
         }
     }
@@ -108,6 +110,8 @@ fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
     packages::boringtun(steps)?;
     let binary = packages::ipop_fast(steps)?;
     let boringtun = Implementation::Boringtun.binary()?;
+    let names = end_to_end_binaries()?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let command = |tests: &[&str]| {
         let mut c = cargo();
         c.args(["test", "-p", "ipop-tests", "--no-fail-fast"]).env("IPOP_FAST", &binary).env("BORINGTUN", &boringtun);
@@ -117,6 +121,6 @@ fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
         c
     };
     let beside = steps.start("end-to-end tests: rekeying in real time", tail(&mut command(&[BESIDE]), options))?;
-    let main = steps.run("end-to-end tests", tail(&mut command(END_TO_END), options));
+    let main = steps.run("end-to-end tests", tail(&mut command(&names), options));
     steps.finish(beside).and(main)
 }

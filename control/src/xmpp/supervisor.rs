@@ -55,7 +55,7 @@ pub(super) async fn run(mut s: Supervisor) {
                 told = None;
                 tracing::info!("connected to the XMPP server as {jid}");
                 let started = Instant::now();
-                let session = Session::new(jid, s.groups.clone(), connection, known, Arc::clone(&s.counters), started);
+                let session = Session::new(jid, s.groups.clone(), connection, known, Arc::clone(&s.counters));
                 let end;
                 (end, known) = converse(&mut s, wire, session).await;
                 if started.elapsed() >= GOOD_SESSION {

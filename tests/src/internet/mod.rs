@@ -133,5 +133,9 @@ fn next(counter: &Cell<u8>, most: u8) -> Option<u8> {
 /// Has a namespace forward packets, and keep out of the way while it does.
 fn router(ns: &Namespace) -> Result<()> {
     let settings = ["ip_forward=1", "conf.all.rp_filter=0", "conf.default.rp_filter=0", "conf.all.send_redirects=0"];
-    run(ns.command("sysctl").arg("-qw").args(settings.map(|s| format!("net.ipv4.{s}")))).map(drop)
+    run(ns.command("sysctl").arg("-qw").args(settings.map(|s| format!("net.ipv4.{s}"))))?;
+    // Where the kernel has br_netfilter, a LAN would go through the rules for what is routed.
+    // -e: it need not have it.
+    let bridges = ["net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0"];
+    run(ns.command("sysctl").arg("-eqw").args(bridges)).map(drop)
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the side-by-side table, peers taken in turn round by round so that drift hits all alike.
 
+mod group;
 mod report;
 mod trials;
 
@@ -35,6 +36,9 @@ pub(crate) struct Options {
     /// One short round: a look, not a result
     #[arg(long)]
     quick: bool,
+    /// Instead: a link that two nodes of a group negotiated against one set up by hand, same hosts, same run
+    #[arg(long, conflicts_with = "peers")]
+    group: bool,
     /// Which of ipop-fast-uring, ipop-fast-mmsg, wireguard-go, boringtun (all)
     peers: Vec<String>,
 }
@@ -47,6 +51,9 @@ struct Line {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.group {
+        return group::run(if options.quick { 1 } else { options.rounds.max(1) });
+    }
     let cast = cast(&options.peers)?;
     let mut steps = Steps::new("bench-logs")?;
     packages::install(&mut steps)?;

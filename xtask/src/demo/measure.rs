@@ -2,17 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result as Fallible, ensure};
+use anyhow::{Context, Result as Fallible};
 use control::admin::status::LinkStatus;
 use ipop_tests::mpi::{Host, Job, Outcome, Work};
 use ipop_tests::node::{SUBNET, first_ping};
-use ipop_tests::process::{Process, run, state_file, wait_for};
 use ipop_tests::traffic::ping;
-use serde_json::Value;
 
 use super::cloud::{Cloud, Vm};
 use super::say;
-use crate::measure::median;
+use crate::measure::{median, tcp};
 use crate::stop;
 
 /// Two machines find each other within this, or something is broken.
@@ -20,7 +18,6 @@ const FIND: Duration = Duration::from_secs(20);
 const SLICE: Duration = Duration::from_secs(2);
 const PINGS: u32 = 10;
 const PING_INTERVAL: Duration = Duration::from_millis(20);
-const IPERF_SLACK: Duration = Duration::from_secs(25);
 
 /// Everything measured.
 pub(super) struct Result {
@@ -136,38 +133,13 @@ pub(super) fn rates(cloud: &Cloud, seconds: u32) -> Fallible<Vec<Rate>> {
     for (class, from, to) in CLASSES {
         stop::check()?;
         let (a, b) = pair(cloud, from, to)?;
-        let gbps = tcp(cloud, a, b, seconds).with_context(|| format!("{} to {}", a.name, b.name))?;
+        let gbps =
+            tcp(cloud.ns(a), cloud.ns(b), b.address, seconds).with_context(|| format!("{} to {}", a.name, b.name))?;
         let path = link(cloud, from, to)?.path.unwrap_or_default();
         say(&format!("  {:<25} {gbps:6.2} Gbit/s  {path:<8} ({class})", format!("{} to {}", a.name, b.name)));
         all.push(Rate { class, from, to, gbps, path });
     }
     Ok(all)
-}
-
-/// One iperf3 TCP flow; what arrived, Gbit/s.
-fn tcp(cloud: &Cloud, a: &Vm, b: &Vm, seconds: u32) -> Fallible<f64> {
-    let (near, far) = (cloud.ns(a), cloud.ns(b));
-    let mut serve = far.command("iperf3");
-    let mut server = Process::start("iperf3 server", serve.args(["-s", "-1", "-B", &b.address.to_string()]))?;
-    wait_for("the iperf3 server", Duration::from_secs(5), || {
-        ensure!(server.running(), "it has ended: {}", server.tail());
-        Ok(!run(far.command("ss").args(["-ltnH", "sport = :5201"]))?.trim().is_empty())
-    })?;
-    let out = state_file("iperf")?;
-    let mut command = near.command("iperf3");
-    command.args(["-c", &b.address.to_string(), "-J", "--connect-timeout", "5000", "-t", &seconds.to_string()]);
-    command.stdout(std::fs::File::create(&out)?).stderr(std::process::Stdio::null());
-    let mut client = Process::adopt("iperf3", out.clone(), &mut command)?;
-    let limit = Duration::from_secs(seconds.into()) + IPERF_SLACK;
-    let ended = wait_for("iperf3", limit, || Ok(stop::asked() || !client.running()));
-    let text = client.log();
-    let _ = std::fs::remove_file(&out);
-    stop::check()?;
-    ended?;
-    let report: Value = serde_json::from_str(&text).with_context(|| format!("iperf3 printed {text:.200?}"))?;
-    ensure!(report["error"].is_null(), "iperf3: {}", report["error"]);
-    let bits = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
-    Ok(bits.context("iperf3 reported no rate")? / 1e9)
 }
 
 pub(super) fn app(cloud: &Cloud) -> Fallible<Outcome> {

@@ -64,6 +64,8 @@ enum Timer {
     Publish,
     Join(BareJid),
     Affiliations(BareJid),
+    /// Look once more for descriptors, and after how long again.
+    Look(Duration),
 }
 
 /// Who somebody is to us.
@@ -106,21 +108,14 @@ pub(super) struct Session {
 
 impl Session {
     /// A conversation that has not begun; `known` is what the one before learned.
-    pub(super) fn new(
-        me: FullJid,
-        groups: Groups,
-        connection: u64,
-        known: Known,
-        counters: Arc<Counters>,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(me: FullJid, groups: Groups, connection: u64, known: Known, counters: Arc<Counters>) -> Self {
         let account = me.to_bare();
         let rooms = groups.rooms.iter().map(|r| (r.clone(), room::Room::default())).collect();
         let mut events = VecDeque::new();
         events.push_back(Event::Online { jid: me.to_string() });
         Self {
             members: members::Members::new(account.clone(), &groups),
-            nodes: nodes::Nodes::new(known, now),
+            nodes: nodes::Nodes::new(known),
             me,
             account,
             connection,
@@ -166,6 +161,7 @@ impl Session {
         }
         self.publish_now(now);
         self.fetch_all(now);
+        self.timers.insert(Timer::Look(pep::FIRST_LOOK), now + pep::FIRST_LOOK);
     }
 
     /// What to send, in order.
@@ -192,6 +188,7 @@ impl Session {
                 Timer::Publish => self.publish_now(now),
                 Timer::Join(room) => self.join(&room, now),
                 Timer::Affiliations(room) => self.ask_affiliations(&room, now),
+                Timer::Look(wait) => self.look_again(wait, now),
             }
         }
     }
@@ -274,7 +271,7 @@ impl Session {
                 _ => {}
             }
         }
-        self.nodes.known(&self.members)
+        self.nodes.known()
     }
 
     fn ask(&mut self, kind: &str, to: Option<Jid>, payload: Element, purpose: Purpose, now: Instant) {

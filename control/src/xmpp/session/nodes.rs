@@ -42,22 +42,20 @@ pub(super) struct Nodes {
     queue: VecDeque<BareJid>,
     asked: BTreeMap<BareJid, Instant>,
     pub(super) asking: usize,
-    start: Instant,
 }
 
 impl Nodes {
-    pub(super) fn new(known: Known, now: Instant) -> Self {
+    pub(super) fn new(known: Known) -> Self {
         Self {
             descriptors: known.descriptors,
             present: BTreeMap::new(),
             queue: VecDeque::new(),
             asked: BTreeMap::new(),
             asking: 0,
-            start: now,
         }
     }
 
-    pub(super) fn known(self, _: &Members) -> Known {
+    pub(super) fn known(self) -> Known {
         Known { descriptors: self.descriptors }
     }
 
@@ -144,12 +142,25 @@ impl Nodes {
         }
     }
 
+    /// Notes that an account is to be asked.
+    pub(super) fn ask_anew(&mut self, account: &BareJid) {
+        self.asked.remove(account);
+        if !self.queue.contains(account) {
+            self.queue.push_back(account.clone());
+        }
+    }
+
+    /// Accounts with nodes that are there, or only with those that are there and say nothing about themselves.
+    pub(super) fn present_accounts(&self, silent: bool) -> BTreeSet<BareJid> {
+        let wanted = |n: &&Node| !silent || !self.descriptors.contains_key(*n);
+        self.present.keys().filter(wanted).map(|(a, _)| a.clone()).collect()
+    }
+
     /// The next account to be asked.
     pub(super) fn next_to_ask(&mut self, now: Instant) -> Option<BareJid> {
         let account = self.queue.pop_front()?;
         self.asked.retain(|_, t| now.duration_since(*t) < ASK_AGAIN);
         self.asked.insert(account.clone(), now);
-        debug_assert!(now >= self.start);
         Some(account)
     }
 }

@@ -5,7 +5,7 @@
 //! opened does not get our descriptor.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio_xmpp::jid::{BareJid, Jid};
 use tokio_xmpp::minidom::Element;
@@ -17,6 +17,10 @@ use crate::xmpp::xml::{Build, NODE, children, descriptor, element};
 
 /// Accounts that are asked for their descriptors at once.
 const MAX_ASKING: usize = 32;
+/// When descriptors are looked for once more: what was published after we asked and before the server had understood
+/// that we want to be told is told to us by nobody.
+pub(super) const FIRST_LOOK: Duration = Duration::from_secs(2);
+const LAST_LOOK: Duration = Duration::from_secs(64);
 const NODE_CONFIG: &str = "http://jabber.org/protocol/pubsub#node_config";
 const PUBLISH_OPTIONS: &str = "http://jabber.org/protocol/pubsub#publish-options";
 /// As many devices as the server lets an account have; where it does not know the word, what every server grants.
@@ -111,6 +115,19 @@ impl Session {
             self.nodes.ask(&account, now);
         }
         self.fetch_some(now);
+    }
+
+    /// Asks those who are there; after the first time, only those of whom we know nothing.
+    pub(super) fn look_again(&mut self, wait: Duration, now: Instant) {
+        if self.groups.roster.is_empty() {
+            return;
+        }
+        for account in self.nodes.present_accounts(wait > FIRST_LOOK) {
+            self.nodes.ask_anew(&account);
+        }
+        self.fetch_some(now);
+        let next = (2 * wait).min(LAST_LOOK);
+        self.timers.insert(Timer::Look(next), now + next);
     }
 
     /// Asks one account, soon.

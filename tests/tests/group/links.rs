@@ -1,0 +1,109 @@
+//! What a link carries, and when it is there.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use control::admin::status::LinkStatus;
+use ipop_tests::internet::Gateway;
+use ipop_tests::process::wait_for;
+use ipop_tests::scene::Share;
+use ipop_tests::traffic::{tcp_transfer, udp_echo};
+
+use crate::cast::{Cast, FIND, Xmpp, group_scene, wait_path};
+
+const TRANSFER: Duration = Duration::from_secs(60);
+
+fn carries(cast: &Cast, from: usize, to: usize) -> Result<()> {
+    let address = cast.nodes[to].address()?;
+    tcp_transfer(cast.ns(from), cast.ns(to), address, 20_000_000, TRANSFER)?;
+    udp_echo(cast.ns(from), cast.ns(to), address, [0, 1, 100, 1_000, 1_200])
+}
+
+#[test]
+fn direct_and_relayed_links_carry_every_byte_both_ways() {
+    group_scene(Share::Shared, Xmpp::Ejabberd, || {
+        let gateways = [Gateway::PortRestricted, Gateway::Public, Gateway::Symmetric];
+        let mut cast = Cast::at_sites(Xmpp::Ejabberd, &gateways)?;
+        cast.start_all()?;
+        for (a, b, path) in [(0, 1, "direct"), (1, 2, "direct"), (0, 2, "relayed")] {
+            cast.reach(a, b)?;
+            wait_path(&cast, a, b, path)?;
+            carries(&cast, a, b).with_context(|| format!("{a} to {b}, {path}"))?;
+            carries(&cast, b, a).with_context(|| format!("{b} to {a}, {path}"))?;
+        }
+        cast.alive()
+    });
+}
+
+#[test]
+fn every_node_also_has_a_stable_ipv6_address_that_answers() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::PortRestricted, Gateway::Public])?;
+        cast.start_all()?;
+        let six = |cast: &Cast| -> Result<IpAddr> {
+            let all = cast.nodes[1].network()?.addresses;
+            let found = all.iter().filter_map(|a| a.split('/').next()?.parse::<IpAddr>().ok()).find(IpAddr::is_ipv6);
+            found.with_context(|| format!("none among {all:?}"))
+        };
+        let address = six(&cast)?;
+        ipop_tests::node::first_ping(cast.ns(0), address, FIND)?;
+        cast.nodes[1].leave()?;
+        cast.nodes[1].start_again()?;
+        ensure!(six(&cast)? == address, "it changed from {address}");
+        cast.alive()
+    });
+}
+
+#[test]
+fn on_demand_links_are_not_made_before_a_packet_and_proactive_ones_are() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::Public; 3])?;
+        let (a, b, c) = (cast.options(0), cast.options(1), cast.options(2).proactive());
+        cast.start(vec![a, b, c])?;
+        cast.wait_known(2)?;
+        wait_for("the proactive node's links", FIND, || {
+            let links: Vec<LinkStatus> = [0, 1].map(|n| cast.link(2, n)).into_iter().collect::<Result<_>>()?;
+            ensure!(links.iter().all(|l| l.state == "up"), "{links:?}");
+            Ok(true)
+        })?;
+        let idle = cast.link(0, 1)?;
+        ensure!(idle.state == "idle", "nobody asked for it: {idle:?}");
+        cast.reach(0, 1)?;
+        ensure!(cast.link(0, 1)?.state == "up");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_on_demand_link_is_closed_when_idle_and_opens_again() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::Public; 2])?;
+        let all = (0..2).map(|n| {
+            let mut o = cast.options(n);
+            o.network_lines = "idle_timeout = \"10s\"\n".into();
+            o
+        });
+        let all = all.collect();
+        cast.start(all)?;
+        cast.wait_known(1)?;
+        cast.reach(0, 1)?;
+        ensure!(cast.link(0, 1)?.state == "up");
+        wait_for("the link to be closed", Duration::from_secs(25), || Ok(cast.link(0, 1)?.state == "idle"))?;
+        cast.reach(1, 0)?;
+        cast.alive()
+    });
+}
+
+#[test]
+fn a_packet_to_an_address_without_a_member_is_answered_with_unreachable() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::Public; 2])?;
+        cast.start_all()?;
+        let mut ping = cast.ns(0).command("ping");
+        let out = ipop_tests::process::output(ping.args(["-n", "-c2", "-W2", "172.16.10.99"]))?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        ensure!(text.to_lowercase().contains("unreachable"), "ping says {text}");
+        Ok(())
+    });
+}

@@ -1,0 +1,8 @@
+//! GroupVPN end to end: real XMPP and TURN servers, real NATs, `ipop-fast up` on every node.
+
+mod cast;
+mod links;
+mod many;
+mod matrix;
+mod members;
+mod outages;

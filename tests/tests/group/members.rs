@@ -1,0 +1,132 @@
+//! Who is in the group is served; who is not, or no longer, gets nothing.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use ipop_tests::internet::Gateway;
+use ipop_tests::node::{Node, READY, first_ping};
+use ipop_tests::process::wait_for;
+use ipop_tests::scene::Share;
+
+use crate::cast::{BACK, Cast, FIND, STRANGER, Xmpp, group_scene, user, wait_path};
+
+/// An attempt that must fail is given so long.
+const TRY: Duration = Duration::from_secs(4);
+/// A removed member's links are closed so soon.
+const CLOSED: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_stranger_with_an_account_on_the_server_gets_nothing() {
+    group_scene(Share::Shared, Xmpp::Ejabberd, || {
+        let gateways = [Gateway::Public, Gateway::PortRestricted, Gateway::Public];
+        let mut cast = Cast::at_sites(Xmpp::Ejabberd, &gateways)?;
+        // The third site's account stays at home: the stranger is there.
+        cast.start(vec![cast.options(0), cast.options(1)])?;
+        cast.wait_known(1)?;
+        let mut stranger = Node::start(cast.ns(2), cast.xmpp.as_ref(), &cast.ca(), cast.stranger())?;
+        cast.reach(0, 1)?;
+        wait_for("the stranger to be logged in", READY, || Ok(stranger.status()?.xmpp.online))?;
+        for member in &cast.nodes {
+            ensure!(first_ping(cast.ns(2), member.address()?, TRY).is_err(), "the stranger got an answer");
+        }
+        ensure!(first_ping(cast.ns(0), stranger.address()?, TRY).is_err(), "a member reached the stranger");
+        let known = stranger.network()?.peers;
+        ensure!(known.is_empty(), "the stranger was told about {known:?}");
+        for member in &cast.nodes {
+            let known = member.network()?.peers;
+            ensure!(!known.iter().any(|p| p.name == STRANGER), "a member knows {known:?}");
+        }
+        stranger.alive()?;
+        cast.alive()
+    });
+}
+
+#[test]
+fn a_removed_member_is_cut_off_within_seconds_and_an_added_one_let_in() {
+    group_scene(Share::Alone, Xmpp::Ejabberd, || {
+        let mut cast = Cast::at_sites(Xmpp::Ejabberd, &[Gateway::Public, Gateway::PortRestricted, Gateway::Public])?;
+        cast.start_all()?;
+        let (removed, staying) = (cast.heartbeat(0, 1)?, cast.heartbeat(0, 2)?);
+        cast.xmpp.remove_from_group(crate::cast::GROUP, &user(1))?;
+        let start = Instant::now();
+        wait_for("the links to be closed", CLOSED, || {
+            let up = |n: &Node, other: &Node| n.peer(other).is_ok_and(|p| p.link.state == "up");
+            let open = [0, 2].iter().any(|n| up(&cast.nodes[*n], &cast.nodes[1]));
+            Ok(!open)
+        })?;
+        let closed = Instant::now();
+        ensure!(first_ping(cast.ns(1), cast.nodes[0].address()?, TRY).is_err(), "a removed member is answered");
+        let silence = removed.longest_silence(closed)?;
+        ensure!(silence >= closed.elapsed() - Duration::from_secs(1), "its traffic went on; silent for {silence:?}");
+        ensure!(staying.longest_silence(start)? < crate::cast::SILENCE, "another member's link was disturbed");
+        cast.xmpp.add_to_group(crate::cast::GROUP, &user(1))?;
+        removed.wait_after(Instant::now(), BACK)?;
+        cast.alive()
+    });
+}
+
+#[test]
+fn a_member_that_leaves_says_goodbye_and_is_known_to_be_gone() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::Public, Gateway::Public])?;
+        cast.start_all()?;
+        cast.reach(0, 1)?;
+        cast.nodes[1].leave()?;
+        wait_for("its absence to be noticed", CLOSED, || {
+            // Still listed, by its descriptor, or not any more.
+            let peers = cast.nodes[0].network()?.peers;
+            let gone = peers.iter().all(|p| !p.online && p.link.state != "up");
+            ensure!(gone, "{peers:?}");
+            Ok(true)
+        })?;
+        ensure!(!cast.ns(1).has_link(ipop_tests::node::INTERFACE), "it left its interface behind");
+        cast.nodes[0].alive()
+    });
+}
+
+#[test]
+fn the_group_secret_decides_who_gets_a_session() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::Public; 3])?;
+        let secrets = ["the right one", "the right one", "another one"];
+        let all: Vec<_> = secrets
+            .iter()
+            .enumerate()
+            .map(|(n, s)| {
+                let mut o = cast.options(n);
+                o.secret = Some((*s).to_owned());
+                o
+            })
+            .collect();
+        cast.start(all)?;
+        cast.wait_known(2)?;
+        cast.reach(0, 1)?;
+        ensure!(first_ping(cast.ns(0), cast.nodes[2].address()?, TRY).is_err(), "a wrong secret is enough");
+        let link = cast.link(0, 2)?;
+        ensure!(link.state != "up" && !link.why.is_empty(), "{link:?}");
+        cast.alive()
+    });
+}
+
+#[test]
+fn addresses_are_chosen_apart_and_kept() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::Public; 2])?;
+        let all = (0..2).map(|n| {
+            let mut o = cast.options(n);
+            o.address = None;
+            o
+        });
+        let all = all.collect();
+        cast.start(all)?;
+        cast.wait_known(1)?;
+        wait_for("addresses", FIND, || Ok(cast.nodes[0].address()? != cast.nodes[1].address()?))?;
+        cast.reach(0, 1)?;
+        let before = cast.nodes[1].address()?;
+        cast.nodes[1].leave()?;
+        cast.nodes[1].start_again()?;
+        ensure!(cast.nodes[1].address()? == before, "it was {before}");
+        cast.reach(0, 1)?;
+        wait_path(&cast, 0, 1, "direct").map(drop)
+    });
+}
