@@ -10,6 +10,17 @@ use super::core::AgentId;
 use super::node::{Shared, too_many};
 use super::types::{Failed, Found};
 
+/// What a negotiation has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentEvent {
+    /// More candidates for the peer.
+    Candidates(Vec<Candidate>),
+    /// There will be no more candidates.
+    NoMoreCandidates,
+    /// The end of it.
+    Path(Result<Found, Failed>),
+}
+
 /// Finds one path to one peer. Closed when dropped.
 pub struct Agent {
     shared: Arc<Shared>,
@@ -18,6 +29,8 @@ pub struct Agent {
     credentials: Credentials,
     candidates: mpsc::UnboundedReceiver<Vec<Candidate>>,
     outcome: oneshot::Receiver<Result<Found, Failed>>,
+    /// All candidates were given out.
+    told: bool,
     /// What [`Self::path`] has handed out.
     known: Option<Result<Found, Failed>>,
 }
@@ -36,13 +49,35 @@ impl Agent {
         candidates: mpsc::UnboundedReceiver<Vec<Candidate>>,
         outcome: oneshot::Receiver<Result<Found, Failed>>,
     ) -> Self {
-        Self { shared, id, credentials, candidates, outcome, known: id.is_none().then(|| Err(too_many())) }
+        let known = id.is_none().then(|| Err(too_many()));
+        Self { shared, id, credentials, candidates, outcome, told: false, known }
     }
 
     /// Ours, for the peer.
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         self.credentials.clone()
+    }
+
+    /// Whatever comes first: [`Self::local_candidates`] or [`Self::path`]. Can be cancelled and called again; the path is
+    /// told again when asked again.
+    pub async fn next(&mut self) -> AgentEvent {
+        if let Some(r) = &self.known {
+            return AgentEvent::Path(r.clone());
+        }
+        tokio::select! {
+            c = self.candidates.recv(), if !self.told => c.map_or_else(|| {
+                self.told = true;
+                AgentEvent::NoMoreCandidates
+            }, AgentEvent::Candidates),
+            r = &mut self.outcome => AgentEvent::Path(self.learn(r)),
+        }
+    }
+
+    fn learn(&mut self, r: Result<Result<Found, Failed>, oneshot::error::RecvError>) -> Result<Found, Failed> {
+        let r = r.unwrap_or_else(|_| Err(Failed { why: "no path: the node was closed".into() }));
+        self.known = Some(r.clone());
+        r
     }
 
     /// Candidates for the peer that have not been given out yet: those known at once first, others as they come. `None`
@@ -78,10 +113,8 @@ impl Agent {
         if let Some(r) = &self.known {
             return r.clone();
         }
-        let closed = || Err(Failed { why: "no path: the node was closed".into() });
-        let r = (&mut self.outcome).await.unwrap_or_else(|_| closed());
-        self.known = Some(r.clone());
-        r
+        let r = (&mut self.outcome).await;
+        self.learn(r)
     }
 }
 

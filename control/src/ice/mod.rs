@@ -17,7 +17,7 @@ mod turn;
 mod types;
 
 pub use self::core::Drops;
-pub use agent::Agent;
+pub use agent::{Agent, AgentEvent};
 pub use candidate::{Candidate, CandidateKind, Credentials};
 pub use checker::Role;
 pub use node::{IceNode, IceOptions, start};
