@@ -9,6 +9,8 @@ pub mod candidate;
 mod checker;
 mod core;
 mod node;
+#[cfg(test)]
+mod node_tests;
 mod route;
 mod stun;
 #[cfg(test)]

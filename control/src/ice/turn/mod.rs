@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use dataplane::Path;
 use zeroize::Zeroizing;
 
-use super::binding::backoff;
+use super::binding::{BACKOFF_BUSY, BACKOFF_IDLE, backoff};
 use super::route::Transmit;
 use super::stun::{Class, Key, View, Writer, attr, method, random};
 use channels::Channel;
@@ -38,10 +38,6 @@ const DENIED: Duration = Duration::from_secs(30);
 const MAX_PERMISSIONS: usize = 1024;
 /// Addresses in one CreatePermission.
 const BATCH: usize = 16;
-/// Longest pause between attempts: in the first minutes of an outage, and later.
-const BACKOFF_EARLY: u64 = 4;
-const BACKOFF_LATE: u64 = 30;
-const EARLY_FAILURES: u32 = 30;
 /// Pause after a refusal that waiting does not heal (wrong password, quota).
 const REFUSED: Duration = Duration::from_secs(30);
 
@@ -102,6 +98,9 @@ pub(crate) struct Turn {
     pub(crate) error: Option<String>,
     mapping_at: Instant,
     failures: u32,
+    busy: bool,
+    /// The last attempt was refused for a reason that waiting does not heal.
+    refused: bool,
     requests: Vec<Request>,
     permissions: HashMap<IpAddr, Permission>,
     wanted: Vec<IpAddr>,
@@ -129,6 +128,8 @@ impl Turn {
             error: None,
             mapping_at: now,
             failures: 0,
+            busy: false,
+            refused: false,
             requests: Vec::new(),
             permissions: HashMap::new(),
             wanted: Vec::new(),
@@ -159,6 +160,14 @@ impl Turn {
         if let State::Down { retry_at } = &mut self.state {
             *retry_at = now;
         }
+    }
+
+    /// Whether there are links that may need a relay: then an outage is not waited out for long.
+    pub(crate) fn set_busy(&mut self, busy: bool, now: Instant) {
+        if let (true, false, false, State::Down { retry_at }) = (busy, self.busy, self.refused, &mut self.state) {
+            *retry_at = (*retry_at).min(now + Duration::from_secs(BACKOFF_BUSY));
+        }
+        self.busy = busy;
     }
 
     /// Looks whether the allocation is still there: addresses of this machine changed.
@@ -195,7 +204,7 @@ impl Turn {
                     self.account = a;
                     self.key = None;
                 }
-                self.cleared = false;
+                (self.cleared, self.refused) = (false, false);
                 self.state = State::Allocating;
                 self.start(Kind::Allocate, now, out);
             }
@@ -280,7 +289,7 @@ impl Turn {
 
     fn failure_pause(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        backoff(self.failures, if self.failures < EARLY_FAILURES { BACKOFF_EARLY } else { BACKOFF_LATE })
+        backoff(self.failures, if self.busy { BACKOFF_BUSY } else { BACKOFF_IDLE })
     }
 
     fn saw_mapped(&mut self, mapped: SocketAddr) {

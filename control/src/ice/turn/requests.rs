@@ -210,7 +210,7 @@ impl Turn {
                 self.start(Kind::Release, now, out);
             }
             (Kind::Allocate, 401 | 441) => {
-                self.key = None;
+                (self.key, self.refused) = (None, true);
                 self.down(format!("{text}: it refuses the user name or the password"), REFUSED, now);
             }
             (Kind::Allocate, _) => {
