@@ -71,9 +71,10 @@ impl Binding {
         self.busy = busy;
     }
 
-    /// Asks now: addresses of this machine changed.
+    /// Asks now, as if for the first time: addresses of this machine changed, and what was known is not true any more.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.request = None;
+        (self.mapped, self.last, self.error) = (None, None, None);
         self.at = now;
     }
 

@@ -58,7 +58,8 @@ pub(crate) struct Machine {
 impl Machine {
     /// Must be called inside of a tokio runtime.
     pub(crate) fn start(ns: &Namespace, address: IpAddr, server: Option<TurnServer>) -> Result<Self> {
-        let socket = socket(ns, SocketAddr::new(address, 0))?;
+        let any = if address.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+        let socket = socket(ns, SocketAddr::new(any, 0))?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let port = Arc::new(TestPort { socket, relays: Mutex::default() });
         let node = start(port.clone(), IceOptions::default());
@@ -84,6 +85,14 @@ impl Machine {
             node.set_servers(vec![server.address], vec![server]);
         }
         Ok(Self { node, port, data, stop, reader: Some(reader) })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port.local_port()
+    }
+
+    pub(crate) fn channels(&self) -> usize {
+        self.node.servers().iter().map(|s| s.channels).sum()
     }
 
     fn send(&self, path: Path, text: &str) -> Result<()> {
@@ -164,5 +173,9 @@ pub(crate) async fn works(a: &Machine, b: &Machine, found: [&Found; 2], agents: 
     let rtt = a.node.probe(found[0].path, &x, &y).await?;
     ensure!(rtt < Duration::from_secs(1), "{rtt:?}");
     b.node.probe(found[1].path, &y, &x).await?;
+    for (machine, found) in [(a, found[0]), (b, found[1])] {
+        let want = usize::from(matches!(found.path, Path::Relay { .. }));
+        ensure!(machine.channels() >= want, "{} channels in use for {found:?}", machine.channels());
+    }
     Ok(())
 }

@@ -53,7 +53,7 @@ impl Core {
                 self.events.push(IceEvent::RelayUp { server });
                 self.refresh_agents(now);
             }
-            TurnEvent::Failed => self.refresh_agents(now),
+            TurnEvent::Failed | TurnEvent::Confirmed => self.refresh_agents(now),
             TurnEvent::Lost(why) => {
                 self.relay_lost(server, &why);
                 self.refresh_agents(now);

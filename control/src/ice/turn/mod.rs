@@ -1,7 +1,7 @@
 //! A TURN client (RFC 8656) without sockets and clocks: one allocation on one server, shared by all peers.
 //!
 //! Permissions last as long as checks need them; a channel is bound for a chosen path only and given back when the path
-//! is not used any more. While it has channels in use, the allocation is looked after every few seconds, because a
+//! is not used any more. While there are links, the allocation is looked after every few seconds, because a
 //! server that was restarted has forgotten it and says so only when asked.
 
 mod channels;
@@ -24,7 +24,7 @@ use requests::{Kind, Request};
 
 /// Asked for at allocation and refresh; servers cap it (RFC 8656, section 3.2: 10 minutes is the default).
 const LIFETIME: u32 = 600;
-/// How often an allocation is looked after with channels in use, and without.
+/// How often an allocation is looked after with links, and without.
 const WATCH_BUSY: Duration = Duration::from_secs(4);
 const WATCH_IDLE: Duration = Duration::from_secs(15);
 /// How often the mapped address is looked at.
@@ -48,6 +48,8 @@ pub(crate) enum TurnEvent {
     Up,
     /// The allocation is gone, with all channels and permissions.
     Lost(String),
+    /// The allocation was in doubt and is still there.
+    Confirmed,
     /// An attempt to get an allocation failed; [`Turn::error`] says why.
     Failed,
     /// The server sees our port at another address than before.
@@ -99,6 +101,7 @@ pub(crate) struct Turn {
     mapping_at: Instant,
     failures: u32,
     busy: bool,
+    in_doubt: bool,
     /// The last attempt was refused for a reason that waiting does not heal.
     refused: bool,
     requests: Vec<Request>,
@@ -129,6 +132,7 @@ impl Turn {
             mapping_at: now,
             failures: 0,
             busy: false,
+            in_doubt: false,
             refused: false,
             requests: Vec::new(),
             permissions: HashMap::new(),
@@ -147,7 +151,12 @@ impl Turn {
 
     /// Whether there is an allocation, or an attempt has failed since the start.
     pub(crate) const fn is_settled(&self) -> bool {
-        self.relayed.is_some() || self.error.is_some()
+        !self.in_doubt && (self.relayed.is_some() || self.error.is_some())
+    }
+
+    /// The allocation's address, if it is there for sure.
+    pub(crate) fn offered(&self) -> Option<SocketAddr> {
+        self.relayed.filter(|_| !self.in_doubt)
     }
 
     /// Takes the credentials of now. The allocation stays; they are used for the next one.
@@ -167,12 +176,18 @@ impl Turn {
         if let (true, false, false, State::Down { retry_at }) = (busy, self.busy, self.refused, &mut self.state) {
             *retry_at = (*retry_at).min(now + Duration::from_secs(BACKOFF_BUSY));
         }
+        if let (true, State::Ready { watch_at }) = (busy, &mut self.state) {
+            *watch_at = (*watch_at).min(now + WATCH_BUSY);
+        }
         self.busy = busy;
     }
 
-    /// Looks whether the allocation is still there: addresses of this machine changed.
+    /// Looks whether the allocation is still there: addresses of this machine changed. Until that is known, it is not
+    /// offered.
     pub(crate) fn look(&mut self, now: Instant) {
         self.mapping_at = now;
+        self.mapped = None;
+        self.in_doubt = self.relayed.is_some();
         match &mut self.state {
             State::Down { retry_at: at } | State::Ready { watch_at: at } => *at = now,
             State::Allocating => {}
@@ -232,7 +247,7 @@ impl Turn {
     }
 
     fn watch_interval(&self) -> Duration {
-        if self.channels.values().any(|c| c.users > 0) { WATCH_BUSY } else { WATCH_IDLE }
+        if self.busy { WATCH_BUSY } else { WATCH_IDLE }
     }
 
     /// Asks that data may be relayed to `ip`; [`TurnEvent::Permitted`] answers, at once if it is known.
@@ -267,6 +282,7 @@ impl Turn {
 
     /// The allocation is gone or not to be had; tried again after a pause.
     fn down(&mut self, why: String, pause: Duration, now: Instant) {
+        self.in_doubt = false;
         let was_up = self.relayed.take().is_some();
         self.requests.clear();
         self.permissions.clear();

@@ -171,7 +171,11 @@ impl Turn {
                 self.mapping_at = now + MAPPING;
                 self.events.push(TurnEvent::Up);
             }
-            Kind::Refresh => {}
+            Kind::Refresh => {
+                if std::mem::replace(&mut self.in_doubt, false) {
+                    self.events.push(TurnEvent::Confirmed);
+                }
+            }
             Kind::Release => {
                 if self.state == State::Allocating {
                     self.start(Kind::Allocate, now, out);

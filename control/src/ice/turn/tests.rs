@@ -192,8 +192,9 @@ fn an_allocation_is_made_and_outlives_its_lifetime_and_its_nonces() {
 }
 
 #[test]
-fn a_restarted_server_is_noticed_soon_when_a_channel_is_in_use() {
+fn a_restarted_server_is_noticed_soon_while_there_are_links() {
     let mut s = Scene::up();
+    s.turn.set_busy(true, s.now);
     assert_eq!(s.bind("198.18.0.9:9"), [TurnEvent::Bound(a("198.18.0.9:9"), Ok(0x4000))]);
     s.server.restart();
     s.run(Duration::from_secs(5));
@@ -201,6 +202,16 @@ fn a_restarted_server_is_noticed_soon_when_a_channel_is_in_use() {
     assert!(matches!(events[..], [TurnEvent::Lost(_), TurnEvent::Up]), "{events:?}");
     assert_eq!(s.turn.channels_in_use(), 0);
     assert_eq!(s.bind("198.18.0.9:9"), [TurnEvent::Bound(a("198.18.0.9:9"), Ok(0x4001))]);
+}
+
+#[test]
+fn an_allocation_in_doubt_is_not_offered_until_the_server_confirms_it() {
+    let mut s = Scene::up();
+    s.turn.look(s.now);
+    assert_eq!((s.turn.offered(), s.turn.is_settled()), (None, false));
+    s.run(Duration::from_millis(1));
+    assert_eq!(s.take(), [TurnEvent::Confirmed]);
+    assert_eq!((s.turn.offered(), s.turn.is_settled()), (Some(a(RELAYED)), true));
 }
 
 #[test]
