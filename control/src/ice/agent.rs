@@ -10,12 +10,14 @@ use super::core::AgentId;
 use super::node::{Shared, too_many};
 use super::types::{Failed, Found};
 
-/// What an agent has to tell.
+/// What a negotiation has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// More candidates for the peer. None: there will be no more.
-    Candidates(Vec<super::candidate::Candidate>),
-    /// The path, or why there is none.
+pub enum AgentEvent {
+    /// More candidates for the peer.
+    Candidates(Vec<Candidate>),
+    /// There will be no more candidates.
+    NoMoreCandidates,
+    /// The end of it.
     Path(Result<Found, Failed>),
 }
 
@@ -27,8 +29,8 @@ pub struct Agent {
     credentials: Credentials,
     candidates: mpsc::UnboundedReceiver<Vec<Candidate>>,
     outcome: oneshot::Receiver<Result<Found, Failed>>,
-    /// There are no more candidates.
-    gathered: bool,
+    /// All candidates were given out.
+    told: bool,
     /// What [`Self::path`] has handed out.
     known: Option<Result<Found, Failed>>,
 }
@@ -47,21 +49,35 @@ impl Agent {
         candidates: mpsc::UnboundedReceiver<Vec<Candidate>>,
         outcome: oneshot::Receiver<Result<Found, Failed>>,
     ) -> Self {
-        Self {
-            shared,
-            id,
-            credentials,
-            candidates,
-            outcome,
-            gathered: false,
-            known: id.is_none().then(|| Err(too_many())),
-        }
+        let known = id.is_none().then(|| Err(too_many()));
+        Self { shared, id, credentials, candidates, outcome, told: false, known }
     }
 
     /// Ours, for the peer.
     #[must_use]
     pub fn credentials(&self) -> Credentials {
         self.credentials.clone()
+    }
+
+    /// Whatever comes first: [`Self::local_candidates`] or [`Self::path`]. Can be cancelled and called again; the path is
+    /// told again when asked again.
+    pub async fn next(&mut self) -> AgentEvent {
+        if let Some(r) = &self.known {
+            return AgentEvent::Path(r.clone());
+        }
+        tokio::select! {
+            c = self.candidates.recv(), if !self.told => c.map_or_else(|| {
+                self.told = true;
+                AgentEvent::NoMoreCandidates
+            }, AgentEvent::Candidates),
+            r = &mut self.outcome => AgentEvent::Path(self.learn(r)),
+        }
+    }
+
+    fn learn(&mut self, r: Result<Result<Found, Failed>, oneshot::error::RecvError>) -> Result<Found, Failed> {
+        let r = r.unwrap_or_else(|_| Err(Failed { why: "no path: the node was closed".into() }));
+        self.known = Some(r.clone());
+        r
     }
 
     /// Candidates for the peer that have not been given out yet: those known at once first, others as they come. `None`
@@ -89,23 +105,6 @@ impl Agent {
         }
     }
 
-    /// What comes first: more candidates for the peer, or the outcome. Can be cancelled and called again.
-    pub async fn next(&mut self) -> Step {
-        tokio::select! {
-            more = self.candidates.recv(), if !self.gathered => {
-                self.gathered = more.is_none();
-                Step::Candidates(more.unwrap_or_default())
-            }
-            outcome = &mut self.outcome, if self.known.is_none() => {
-                let closed = || Err(Failed { why: "no path: the node was closed".into() });
-                let outcome = outcome.unwrap_or_else(|_| closed());
-                self.known = Some(outcome.clone());
-                Step::Path(outcome)
-            }
-            else => std::future::pending().await,
-        }
-    }
-
     /// The path, when there is one. Can be cancelled and called again.
     ///
     /// # Errors
@@ -114,10 +113,8 @@ impl Agent {
         if let Some(r) = &self.known {
             return r.clone();
         }
-        let closed = || Err(Failed { why: "no path: the node was closed".into() });
-        let r = (&mut self.outcome).await.unwrap_or_else(|_| closed());
-        self.known = Some(r.clone());
-        r
+        let r = (&mut self.outcome).await;
+        self.learn(r)
     }
 }
 

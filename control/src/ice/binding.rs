@@ -12,9 +12,13 @@ use super::stun::{Class, Tid, View, Writer, method, random};
 /// Pauses after each sending; the last one is the wait before giving up. Sums up to four seconds.
 pub(crate) const RETRIES: [Duration; 4] =
     [Duration::from_millis(250), Duration::from_millis(500), Duration::from_millis(1000), Duration::from_millis(2250)];
-/// NATs forget UDP mappings after 30 s at the earliest (RFC 4787 asks for 120).
-const INTERVAL: Duration = Duration::from_secs(20);
-const LONGEST_BACKOFF: u64 = 30;
+/// NATs forget UDP mappings after 30 s at the earliest (RFC 4787 asks for 120). With links, a NAT that was rebooted
+/// should be noticed much sooner.
+const INTERVAL_IDLE: Duration = Duration::from_secs(20);
+const INTERVAL_BUSY: Duration = Duration::from_secs(5);
+/// Longest pause between attempts, seconds, without and with links that may need the server.
+pub(crate) const BACKOFF_IDLE: u64 = 30;
+pub(crate) const BACKOFF_BUSY: u64 = 4;
 
 /// The pause before the next attempt after `failures` in a row.
 pub(crate) fn backoff(failures: u32, longest: u64) -> Duration {
@@ -41,12 +45,13 @@ pub(crate) struct Binding {
     last: Option<SocketAddr>,
     request: Option<(Tid, usize)>,
     failures: u32,
+    busy: bool,
     at: Instant,
 }
 
 impl Binding {
     pub(crate) fn new(server: SocketAddr, now: Instant) -> Self {
-        Self { server, mapped: None, error: None, last: None, request: None, failures: 0, at: now }
+        Self { server, mapped: None, error: None, last: None, request: None, failures: 0, busy: false, at: now }
     }
 
     pub(crate) const fn server(&self) -> SocketAddr {
@@ -58,9 +63,18 @@ impl Binding {
         self.mapped.is_some() || self.error.is_some()
     }
 
-    /// Asks now: addresses of this machine changed.
+    /// Whether there are links that a changed address concerns.
+    pub(crate) fn set_busy(&mut self, busy: bool, now: Instant) {
+        if busy && !self.busy && self.request.is_none() {
+            self.at = self.at.min(now + Duration::from_secs(BACKOFF_BUSY));
+        }
+        self.busy = busy;
+    }
+
+    /// Asks now, as if for the first time: addresses of this machine changed, and what was known is not true any more.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.request = None;
+        (self.mapped, self.last, self.error) = (None, None, None);
         self.at = now;
     }
 
@@ -87,7 +101,7 @@ impl Binding {
         self.failures = self.failures.saturating_add(1);
         self.mapped = None;
         self.error = Some(format!("STUN server {} {why}", self.server));
-        self.at = now + backoff(self.failures, LONGEST_BACKOFF);
+        self.at = now + backoff(self.failures, if self.busy { BACKOFF_BUSY } else { BACKOFF_IDLE });
         BindingEvent::Silent
     }
 
@@ -98,7 +112,7 @@ impl Binding {
             _ => return Err(()),
         }
         self.request = None;
-        self.at = now + INTERVAL;
+        self.at = now + if self.busy { INTERVAL_BUSY } else { INTERVAL_IDLE };
         self.failures = 0;
         let Some(mapped) = v.mapped().filter(|_| v.class() == Class::Success) else {
             let (code, phrase) = v.error().unwrap_or((0, "a response without an address"));

@@ -9,6 +9,8 @@ pub mod candidate;
 mod checker;
 mod core;
 mod node;
+#[cfg(test)]
+mod node_tests;
 mod route;
 mod stun;
 #[cfg(test)]
@@ -17,7 +19,7 @@ mod turn;
 mod types;
 
 pub use self::core::Drops;
-pub use agent::{Agent, Step};
+pub use agent::{Agent, AgentEvent};
 pub use candidate::{Candidate, CandidateKind, Credentials};
 pub use checker::Role;
 pub use node::{IceNode, IceOptions, start};

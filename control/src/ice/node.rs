@@ -226,7 +226,7 @@ impl IceNode {
 
     /// Answers probes that are signed with these credentials of ours until [`Self::forget`].
     pub fn answer_probes(&self, local: &Credentials) {
-        self.0.shared.with(|core, now| core.answer_probes(local, now));
+        self.0.shared.with(|core, _| core.answer_probes(local));
     }
 
     /// The link with this ufrag of ours is gone.

@@ -1,7 +1,7 @@
 //! One negotiation: an agent, and what is said about it over XMPP, in order.
 
 use super::event::{Event, LinkId, Progress, Remote};
-use crate::ice::{Agent, Credentials, IceNode, Role, Step};
+use crate::ice::{Agent, AgentEvent, Credentials, IceNode, Role};
 use crate::xmpp::{Negotiation, Signal, SignalError, Xmpp};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -82,11 +82,17 @@ async fn find(
     let found = loop {
         tokio::select! {
             step = agent.next() => match step {
-                Step::Candidates(candidates) => {
+                AgentEvent::Candidates(candidates) => {
                     let more = Signal::Candidates { sid: sid.clone(), candidates, ufrag: local.ufrag.clone() };
                     let _ = signals.send(more).await;
                 }
-                Step::Path(found) => break found,
+                // A list without candidates says so.
+                AgentEvent::NoMoreCandidates => {
+                    let candidates = Vec::new();
+                    let more = Signal::Candidates { sid: sid.clone(), candidates, ufrag: local.ufrag.clone() };
+                    let _ = signals.send(more).await;
+                }
+                AgentEvent::Path(found) => break found,
             },
             said = remote.recv() => match said {
                 Some(said) => listen(&agent, said, &mut theirs),

@@ -31,7 +31,7 @@ impl Core {
             }
         }
         for (i, t) in self.turn.iter().enumerate() {
-            if let Some(address) = t.relayed {
+            if let Some(address) = t.offered() {
                 push(&mut list, CandidateKind::Relayed, address, t.mapped, i, foundation('r', t.server()));
             }
         }
@@ -52,7 +52,7 @@ impl Core {
         let settled = self.stun.iter().all(|s| s.is_settled()) && self.turn.iter().all(|t| t.is_settled());
         let families = self.families();
         let relays: Vec<Relay> =
-            self.turn.iter().filter_map(|t| Some(Relay { server: t.server(), relayed: t.relayed? })).collect();
+            self.turn.iter().filter_map(|t| Some(Relay { server: t.server(), relayed: t.offered()? })).collect();
         for a in self.agents.values_mut() {
             let done = settled || a.gathering_until <= now;
             let locals = candidates.iter().map(|c| (c.address, c.kind)).collect();

@@ -1,6 +1,7 @@
 //! Servers, negotiations and answers over the one port, without sockets and clocks.
 
 mod local;
+mod pump;
 mod receive;
 #[cfg(test)]
 mod tests;
@@ -14,18 +15,20 @@ use dataplane::path::canonical;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
-use super::binding::{Binding, BindingEvent};
+use super::binding::Binding;
 use super::candidate::{Candidate, CandidateKind, Credentials};
-use super::checker::{Checker, Output, Role};
+use super::checker::{Checker, Role};
 use super::route::{Route, Transmit};
 use super::stun::{Key, Tid};
-use super::turn::{Account, Turn, TurnEvent};
+use super::turn::{Account, Turn};
 use super::types::{Failed, Found, IceEvent, ProbeError, ServerKind, ServerState, TurnServer};
 
 /// Negotiations at once.
 pub(crate) const MAX_AGENTS: usize = 512;
 /// Links whose probes are answered.
 const MAX_ANSWERS: usize = 4096;
+/// Closed negotiations that still answer.
+const MAX_LINGERING: usize = 1024;
 /// Probes at once.
 const MAX_PROBES: usize = 1024;
 /// Servers of each kind.
@@ -34,8 +37,6 @@ const MAX_SERVERS: usize = 8;
 const LINGER: Duration = Duration::from_secs(10);
 /// A negotiation waits this long for servers before it says that it has told all its candidates.
 const GATHERING: Duration = Duration::from_secs(3);
-/// Rounds of events that cause events.
-const MAX_ROUNDS: usize = 16;
 
 /// Pauses after each sending of a probe.
 const PROBE_PAUSES_MS: [u64; 4] = [200, 400, 600, 800];
@@ -57,12 +58,6 @@ struct Agent {
     told: Vec<(SocketAddr, CandidateKind)>,
     gathering_until: Instant,
     outcome: Option<oneshot::Sender<Result<Found, Failed>>>,
-}
-
-struct Answer {
-    key: Key,
-    /// `None`: until told otherwise.
-    until: Option<Instant>,
 }
 
 struct Probe {
@@ -96,7 +91,11 @@ pub(crate) struct Core {
     turn: Vec<Turn>,
     agents: HashMap<AgentId, Agent>,
     ufrags: HashMap<String, AgentId>,
-    answers: HashMap<String, Answer>,
+    /// Links whose probes are answered.
+    answers: HashMap<String, Key>,
+    /// Closed negotiations that still answer, and until when.
+    lingering: HashMap<String, (Key, Instant)>,
+    closed: bool,
     tids: HashMap<Tid, Owner>,
     probes: HashMap<u64, Probe>,
     /// Who waits for a channel.
@@ -120,6 +119,8 @@ impl Core {
             agents: HashMap::new(),
             ufrags: HashMap::new(),
             answers: HashMap::new(),
+            lingering: HashMap::new(),
+            closed: false,
             tids: HashMap::new(),
             probes: HashMap::new(),
             binders: HashMap::new(),
@@ -229,7 +230,7 @@ impl Core {
         outcome: oneshot::Sender<Result<Found, Failed>>,
         now: Instant,
     ) -> Option<AgentId> {
-        if self.agents.len() >= MAX_AGENTS {
+        if self.closed || self.agents.len() >= MAX_AGENTS {
             return None;
         }
         let id = self.number();
@@ -269,28 +270,22 @@ impl Core {
         let Some(a) = self.agents.remove(&id) else { return };
         self.ufrags.remove(&a.ufrag);
         self.tids.retain(|_, o| *o != Owner::Agent(id));
-        if !self.answers.contains_key(&a.ufrag) {
-            self.answer(a.ufrag, a.key, Some(now + LINGER), now);
+        if self.lingering.len() < MAX_LINGERING {
+            self.lingering.insert(a.ufrag, (a.key, now + LINGER));
         }
     }
 
-    fn answer(&mut self, ufrag: String, key: Key, until: Option<Instant>, now: Instant) {
-        if self.answers.len() >= MAX_ANSWERS {
-            self.answers.retain(|_, a| a.until.is_none_or(|u| u > now));
-        }
-        if self.answers.len() < MAX_ANSWERS || self.answers.contains_key(&ufrag) {
-            self.answers.insert(ufrag, Answer { key, until });
+    pub(crate) fn answer_probes(&mut self, c: &Credentials) {
+        if self.answers.len() < MAX_ANSWERS || self.answers.contains_key(&c.ufrag) {
+            self.answers.insert(c.ufrag.clone(), Key::short(&c.password));
         } else {
             tracing::warn!("more than {MAX_ANSWERS} links: probes of one more are not answered");
         }
     }
 
-    pub(crate) fn answer_probes(&mut self, c: &Credentials, now: Instant) {
-        self.answer(c.ufrag.clone(), Key::short(&c.password), None, now);
-    }
-
     pub(crate) fn forget(&mut self, ufrag: &str) {
         self.answers.remove(ufrag);
+        self.lingering.remove(ufrag);
     }
 
     /// A relayed path is not used any more.
@@ -307,6 +302,11 @@ impl Core {
             t.close(now, &mut self.out);
         }
         self.stun.clear();
+        self.closed = true;
+        self.probes.clear();
+        for a in self.agents.values_mut() {
+            a.checker.abandon();
+        }
     }
 
     fn turn_of(&mut self, server: SocketAddr) -> Option<&mut Turn> {
@@ -330,6 +330,9 @@ impl Core {
     /// What time asks for.
     pub(crate) fn poll(&mut self, now: Instant) {
         let mut changed = false;
+        let busy = !(self.agents.is_empty() && self.answers.is_empty());
+        self.stun.iter_mut().for_each(|s| s.set_busy(busy, now));
+        self.turn.iter_mut().for_each(|t| t.set_busy(busy, now));
         for i in 0..self.stun.len() {
             let event = self.stun[i].poll(now, &mut self.out);
             changed |= event.is_some();
@@ -342,7 +345,7 @@ impl Core {
             changed |= a.candidates.is_some() && a.gathering_until <= now;
         }
         self.poll_probes(now);
-        self.answers.retain(|_, a| a.until.is_none_or(|u| u > now));
+        self.lingering.retain(|_, (_, until)| *until > now);
         if changed {
             self.refresh_agents(now);
         }
@@ -355,153 +358,7 @@ impl Core {
         let agents = self.agents.values().filter_map(|a| a.checker.next());
         let gathering = self.agents.values().filter(|a| a.candidates.is_some()).map(|a| a.gathering_until);
         let probes = self.probes.values().map(|p| p.next);
-        let answers = self.answers.values().filter_map(|a| a.until);
-        servers.chain(agents).chain(gathering).chain(probes).chain(answers).min()
-    }
-
-    /// Carries events and wishes between servers and negotiations until nothing moves.
-    fn pump(&mut self, now: Instant) {
-        for _ in 0..MAX_ROUNDS {
-            let mut moved = false;
-            for i in 0..self.turn.len() {
-                for e in self.turn[i].take_events() {
-                    moved = true;
-                    self.turn_event(self.turn[i].server(), e, now);
-                }
-            }
-            let mut wishes = Vec::new();
-            for (id, a) in &mut self.agents {
-                wishes.extend(a.checker.take_outputs().into_iter().map(|o| (*id, o)));
-            }
-            for (id, o) in wishes {
-                moved = true;
-                self.wish(id, o, now);
-            }
-            if !moved {
-                return;
-            }
-            for t in &mut self.turn {
-                t.poll(now, &mut self.out);
-            }
-            for a in self.agents.values_mut() {
-                a.checker.poll(now);
-            }
-        }
-    }
-
-    fn turn_event(&mut self, server: SocketAddr, e: TurnEvent, now: Instant) {
-        tracing::debug!(%server, ?e, "TURN");
-        match e {
-            TurnEvent::Up => {
-                self.events.push(IceEvent::RelayUp { server });
-                self.refresh_agents(now);
-            }
-            TurnEvent::Failed => self.refresh_agents(now),
-            TurnEvent::Lost(why) => {
-                self.relay_lost(server, &why);
-                self.refresh_agents(now);
-            }
-            TurnEvent::Remapped { was } => {
-                self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
-                self.refresh_agents(now);
-            }
-            TurnEvent::Permitted(ip, yes) => {
-                for a in self.agents.values_mut() {
-                    a.checker.permitted(server, ip, yes);
-                }
-            }
-            TurnEvent::Bound(peer, r) => {
-                for id in self.binders.remove(&(server, peer)).unwrap_or_default() {
-                    let used = self.agents.get_mut(&id).is_some_and(|a| a.checker.bound(server, peer, &r));
-                    if let (false, Ok(channel)) = (used, &r) {
-                        self.release(Path::Relay { server, channel: *channel });
-                    }
-                }
-            }
-        }
-    }
-
-    fn relay_lost(&mut self, server: SocketAddr, why: &str) {
-        tracing::info!(%server, why, "the relay is lost");
-        self.events.push(IceEvent::RelayLost { server, why: why.to_owned() });
-        self.binders.retain(|(s, _), _| *s != server);
-        for a in self.agents.values_mut() {
-            a.checker.relay_lost(server);
-        }
-    }
-
-    fn stun_event(&mut self, server: SocketAddr, e: &BindingEvent, now: Instant) {
-        if let BindingEvent::Mapped { was: Some(was) } = e {
-            let mapped = self.stun.iter().find(|s| s.server() == server).and_then(|s| s.mapped);
-            if mapped.is_some_and(|m| m != *was) {
-                self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
-            }
-        }
-        self.refresh_agents(now);
-    }
-
-    /// Does what a negotiation wants.
-    fn wish(&mut self, id: AgentId, o: Output, now: Instant) {
-        match o {
-            Output::Send(route, bytes) => self.send(route, bytes),
-            Output::Expect(tid) => {
-                self.tids.insert(tid, Owner::Agent(id));
-            }
-            Output::Permit { server, ip } => match self.turn_of(server) {
-                Some(t) => t.permit(ip, now),
-                None => {
-                    if let Some(a) = self.agents.get_mut(&id) {
-                        a.checker.permitted(server, ip, false);
-                    }
-                }
-            },
-            Output::Bind { server, peer } => {
-                self.binders.entry((server, peer)).or_default().push(id);
-                let out = &mut self.out;
-                match self.turn.iter_mut().find(|t| t.server() == server) {
-                    Some(t) => t.bind(peer, now, out),
-                    None => self.turn_event(server, TurnEvent::Bound(peer, Err("no such server".into())), now),
-                }
-            }
-            Output::Release { server, channel } => self.release(Path::Relay { server, channel }),
-            Output::Done(r) => self.done(id, r),
-        }
-    }
-
-    fn send(&mut self, route: Route, bytes: Vec<u8>) {
-        let t = match route {
-            Route::Direct(a) => Transmit { path: Path::Direct(a), bytes },
-            Route::Relay { server, peer } => match self.turn.iter().find(|t| t.server() == server) {
-                Some(t) if t.relayed.is_some() => t.wrap(peer, bytes),
-                _ => return,
-            },
-        };
-        self.out.push(t);
-    }
-
-    fn done(&mut self, id: AgentId, r: Result<super::checker::Chosen, String>) {
-        let troubles = self.troubles();
-        let Some(a) = self.agents.get_mut(&id) else { return };
-        let outcome = match r {
-            Ok(c) => {
-                let path = match (c.route, c.channel) {
-                    (Route::Relay { server, .. }, Some(channel)) => Path::Relay { server, channel },
-                    (route, _) => Path::Direct(route.peer()),
-                };
-                let (local_kind, remote_kind) = (c.local_kind, c.remote_kind);
-                Ok(Found { path, local_kind, remote_kind, rtt: c.rtt, why: c.why })
-            }
-            Err(why) => Err(Failed { why: format!("{why}{troubles}") }),
-        };
-        tracing::debug!(id, ?outcome, "negotiation ended");
-        let undelivered = a.outcome.take().and_then(|tx| tx.send(outcome).err());
-        if let Some(Ok(found)) = undelivered {
-            self.release(found.path);
-        }
-    }
-
-    fn troubles(&self) -> String {
-        let errors = self.stun.iter().filter_map(|s| s.error.as_ref());
-        errors.chain(self.turn.iter().filter_map(|t| t.error.as_ref())).map(|e| format!("; {e}")).collect()
+        let lingering = self.lingering.values().map(|l| l.1);
+        servers.chain(agents).chain(gathering).chain(probes).chain(lingering).min()
     }
 }

@@ -66,17 +66,17 @@ impl Core {
             }
             return;
         }
-        let Some(answer) = self.answers.get(ufrag) else {
+        let Some(key) = self.answers.get(ufrag).or_else(|| self.lingering.get(ufrag).map(|l| &l.0)) else {
             self.drops.unknown += 1;
             return;
         };
-        if !v.signed_by(&answer.key) {
+        if !v.signed_by(key) {
             self.drops.forged += 1;
             return;
         }
         let bytes = Writer::new(Class::Success, method::BINDING, &v.tid())
             .xor_address(attr::XOR_MAPPED_ADDRESS, route.peer())
-            .sign(&answer.key)
+            .sign(key)
             .fingerprint()
             .finish();
         self.send(route, bytes);

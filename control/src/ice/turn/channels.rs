@@ -49,11 +49,6 @@ impl Turn {
             let c = Channel { number, users: 1, bound: false, refresh_at: now + REFRESH, ends: now + BINDING };
             self.channels.insert(peer, c);
         }
-        // Somebody uses a channel from now on: look after the allocation more often.
-        let watch = self.watch_interval();
-        if let State::Ready { watch_at } = &mut self.state {
-            *watch_at = (*watch_at).min(now + watch);
-        }
         self.request_bind(peer, now, out);
     }
 

@@ -1,7 +1,7 @@
 //! A TURN client (RFC 8656) without sockets and clocks: one allocation on one server, shared by all peers.
 //!
 //! Permissions last as long as checks need them; a channel is bound for a chosen path only and given back when the path
-//! is not used any more. While it has channels in use, the allocation is looked after every few seconds, because a
+//! is not used any more. While there are links, the allocation is looked after every few seconds, because a
 //! server that was restarted has forgotten it and says so only when asked.
 
 mod channels;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use dataplane::Path;
 use zeroize::Zeroizing;
 
-use super::binding::backoff;
+use super::binding::{BACKOFF_BUSY, BACKOFF_IDLE, backoff};
 use super::route::Transmit;
 use super::stun::{Class, Key, View, Writer, attr, method, random};
 use channels::Channel;
@@ -24,7 +24,7 @@ use requests::{Kind, Request};
 
 /// Asked for at allocation and refresh; servers cap it (RFC 8656, section 3.2: 10 minutes is the default).
 const LIFETIME: u32 = 600;
-/// How often an allocation is looked after with channels in use, and without.
+/// How often an allocation is looked after with links, and without.
 const WATCH_BUSY: Duration = Duration::from_secs(4);
 const WATCH_IDLE: Duration = Duration::from_secs(15);
 /// How often the mapped address is looked at.
@@ -38,10 +38,6 @@ const DENIED: Duration = Duration::from_secs(30);
 const MAX_PERMISSIONS: usize = 1024;
 /// Addresses in one CreatePermission.
 const BATCH: usize = 16;
-/// Longest pause between attempts: in the first minutes of an outage, and later.
-const BACKOFF_EARLY: u64 = 4;
-const BACKOFF_LATE: u64 = 30;
-const EARLY_FAILURES: u32 = 30;
 /// Pause after a refusal that waiting does not heal (wrong password, quota).
 const REFUSED: Duration = Duration::from_secs(30);
 
@@ -52,6 +48,8 @@ pub(crate) enum TurnEvent {
     Up,
     /// The allocation is gone, with all channels and permissions.
     Lost(String),
+    /// The allocation was in doubt and is still there.
+    Confirmed,
     /// An attempt to get an allocation failed; [`Turn::error`] says why.
     Failed,
     /// The server sees our port at another address than before.
@@ -102,6 +100,10 @@ pub(crate) struct Turn {
     pub(crate) error: Option<String>,
     mapping_at: Instant,
     failures: u32,
+    busy: bool,
+    in_doubt: bool,
+    /// The last attempt was refused for a reason that waiting does not heal.
+    refused: bool,
     requests: Vec<Request>,
     permissions: HashMap<IpAddr, Permission>,
     wanted: Vec<IpAddr>,
@@ -129,6 +131,9 @@ impl Turn {
             error: None,
             mapping_at: now,
             failures: 0,
+            busy: false,
+            in_doubt: false,
+            refused: false,
             requests: Vec::new(),
             permissions: HashMap::new(),
             wanted: Vec::new(),
@@ -146,7 +151,12 @@ impl Turn {
 
     /// Whether there is an allocation, or an attempt has failed since the start.
     pub(crate) const fn is_settled(&self) -> bool {
-        self.relayed.is_some() || self.error.is_some()
+        !self.in_doubt && (self.relayed.is_some() || self.error.is_some())
+    }
+
+    /// The allocation's address, if it is there for sure.
+    pub(crate) fn offered(&self) -> Option<SocketAddr> {
+        self.relayed.filter(|_| !self.in_doubt)
     }
 
     /// Takes the credentials of now. The allocation stays; they are used for the next one.
@@ -161,9 +171,23 @@ impl Turn {
         }
     }
 
-    /// Looks whether the allocation is still there: addresses of this machine changed.
+    /// Whether there are links that may need a relay: then an outage is not waited out for long.
+    pub(crate) fn set_busy(&mut self, busy: bool, now: Instant) {
+        if let (true, false, false, State::Down { retry_at }) = (busy, self.busy, self.refused, &mut self.state) {
+            *retry_at = (*retry_at).min(now + Duration::from_secs(BACKOFF_BUSY));
+        }
+        if let (true, State::Ready { watch_at }) = (busy, &mut self.state) {
+            *watch_at = (*watch_at).min(now + WATCH_BUSY);
+        }
+        self.busy = busy;
+    }
+
+    /// Looks whether the allocation is still there: addresses of this machine changed. Until that is known, it is not
+    /// offered.
     pub(crate) fn look(&mut self, now: Instant) {
         self.mapping_at = now;
+        self.mapped = None;
+        self.in_doubt = self.relayed.is_some();
         match &mut self.state {
             State::Down { retry_at: at } | State::Ready { watch_at: at } => *at = now,
             State::Allocating => {}
@@ -195,7 +219,7 @@ impl Turn {
                     self.account = a;
                     self.key = None;
                 }
-                self.cleared = false;
+                (self.cleared, self.refused) = (false, false);
                 self.state = State::Allocating;
                 self.start(Kind::Allocate, now, out);
             }
@@ -223,7 +247,7 @@ impl Turn {
     }
 
     fn watch_interval(&self) -> Duration {
-        if self.channels.values().any(|c| c.users > 0) { WATCH_BUSY } else { WATCH_IDLE }
+        if self.busy { WATCH_BUSY } else { WATCH_IDLE }
     }
 
     /// Asks that data may be relayed to `ip`; [`TurnEvent::Permitted`] answers, at once if it is known.
@@ -258,6 +282,7 @@ impl Turn {
 
     /// The allocation is gone or not to be had; tried again after a pause.
     fn down(&mut self, why: String, pause: Duration, now: Instant) {
+        self.in_doubt = false;
         let was_up = self.relayed.take().is_some();
         self.requests.clear();
         self.permissions.clear();
@@ -280,7 +305,7 @@ impl Turn {
 
     fn failure_pause(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        backoff(self.failures, if self.failures < EARLY_FAILURES { BACKOFF_EARLY } else { BACKOFF_LATE })
+        backoff(self.failures, if self.busy { BACKOFF_BUSY } else { BACKOFF_IDLE })
     }
 
     fn saw_mapped(&mut self, mapped: SocketAddr) {

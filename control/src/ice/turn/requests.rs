@@ -171,7 +171,11 @@ impl Turn {
                 self.mapping_at = now + MAPPING;
                 self.events.push(TurnEvent::Up);
             }
-            Kind::Refresh => {}
+            Kind::Refresh => {
+                if std::mem::replace(&mut self.in_doubt, false) {
+                    self.events.push(TurnEvent::Confirmed);
+                }
+            }
             Kind::Release => {
                 if self.state == State::Allocating {
                     self.start(Kind::Allocate, now, out);
@@ -210,7 +214,7 @@ impl Turn {
                 self.start(Kind::Release, now, out);
             }
             (Kind::Allocate, 401 | 441) => {
-                self.key = None;
+                (self.key, self.refused) = (None, true);
                 self.down(format!("{text}: it refuses the user name or the password"), REFUSED, now);
             }
             (Kind::Allocate, _) => {
