@@ -3,7 +3,6 @@
 use super::{Cli, CompletionsArgs, ManArgs};
 use crate::Error;
 use clap::{Command, CommandFactory};
-use std::io::Write;
 use std::process::ExitCode;
 
 const NAME: &str = "ipop-fast";
@@ -23,29 +22,36 @@ pub fn completions(args: &CompletionsArgs) -> Result<ExitCode, Error> {
 /// # Errors
 /// If it cannot be written, or there is no such command.
 pub fn man(args: &ManArgs) -> Result<ExitCode, Error> {
-    if let Some(directory) = &args.directory {
-        let what = || format!("write manual pages into {}", directory.display());
-        std::fs::create_dir_all(directory).map_err(|e| Error::io(what(), e))?;
-        clap_mangen::generate_to(Cli::command(), directory).map_err(|e| Error::io(what(), e))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let page = page(args.command.as_deref())?;
-    crate::admin::view::print(&page)
-}
-
-fn page(command: Option<&str>) -> Result<Vec<u8>, Error> {
     let mut program = Cli::command();
     program.build();
-    let command: Command = match command {
-        None => program,
-        Some(name) => {
-            let found = program.find_subcommand(name).cloned();
-            found.ok_or_else(|| Error::Client(format!("there is no command {name}: see {NAME} --help")))?
+    if let Some(directory) = &args.directory {
+        let failed = |e| Error::io(format!("write manual pages into {}", directory.display()), e);
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        let mut commands = vec![&program];
+        while let Some(command) = commands.pop() {
+            // The pages of `help` would repeat all others.
+            commands.extend(command.get_subcommands().filter(|c| c.get_name() != "help"));
+            let name = command.get_display_name().unwrap_or(NAME);
+            std::fs::write(directory.join(format!("{name}.1")), page(command)?).map_err(failed)?;
         }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let command = match args.command.as_deref() {
+        None => Some(&program),
+        Some(name) => program.find_subcommand(name),
     };
+    let missing = || {
+        let name = args.command.as_deref().unwrap_or_default();
+        Error::Client(format!("there is no command \"{}\": see {NAME} --help", name.escape_debug()))
+    };
+    crate::admin::view::print(&page(command.ok_or_else(missing)?)?)
+}
+
+fn page(command: &Command) -> Result<Vec<u8>, Error> {
     let mut page = Vec::new();
-    let rendered = clap_mangen::Man::new(command).manual("ipop-fast").render(&mut page).and_then(|()| page.flush());
-    rendered.map_err(|e| Error::io("make the manual page", e))?;
+    let source = concat!("ipop-fast ", env!("CARGO_PKG_VERSION"));
+    let man = clap_mangen::Man::new(command.clone()).source(source).manual("ipop-fast");
+    man.render(&mut page).map_err(|e| Error::io("make the manual page", e))?;
     Ok(page)
 }
 
@@ -58,24 +64,22 @@ mod tests {
     fn every_command_has_a_page_and_is_completed() {
         let dir = tempfile::tempdir().expect("directory");
         let all = ManArgs { command: None, directory: Some(dir.path().join("man1")) };
-        assert_eq!(man(&all).map(|c| format!("{c:?}")).ok(), Some(format!("{:?}", ExitCode::SUCCESS)));
-        let text = |command| String::from_utf8(page(command).expect("page")).expect("text");
-        assert!(text(None).contains(".TH ipop-fast 1") && text(None).contains("wg\\-quick"));
+        man(&all).expect("written");
+        let text = |name: &str| std::fs::read_to_string(dir.path().join("man1").join(name)).expect("page");
+        assert!(text("ipop-fast.1").contains(".TH ipop-fast 1") && text("ipop-fast.1").contains("wg\\-quick"));
+        assert!(text("ipop-fast-pins-accept.1").contains("JID"));
         for shell in clap_complete::Shell::value_variants() {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), NAME, &mut script);
             let script = String::from_utf8(script).expect("text");
-            assert!(script.contains("completions") && script.contains("accept"), "{shell}");
+            for command in Cli::command().get_subcommands() {
+                assert!(script.contains(command.get_name()), "{shell}: {}", command.get_name());
+            }
         }
-        let mut bash = Vec::new();
-        clap_complete::generate(clap_complete::Shell::Bash, &mut Cli::command(), NAME, &mut bash);
-        let bash = String::from_utf8_lossy(&bash).into_owned();
         for command in Cli::command().get_subcommands() {
-            let name = command.get_name();
-            assert!(dir.path().join(format!("man1/ipop-fast-{name}.1")).exists(), "{name}");
-            assert!(bash.contains(&format!("ipop__fast,{name})")), "{name}");
-            assert!(text(Some(name)).contains("SYNOPSIS"), "{name}");
+            let page = text(&format!("ipop-fast-{}.1", command.get_name()));
+            assert!(page.contains("SYNOPSIS") && page.contains(env!("CARGO_PKG_VERSION")), "{page}");
         }
-        assert!(page(Some("fly")).is_err());
+        assert!(man(&ManArgs { command: Some("fly".to_owned()), directory: None }).is_err());
     }
 }

@@ -156,7 +156,7 @@ pub enum AddressChoice {
 }
 
 /// One `[[network]]` of kind `group`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NetworkConfig {
     /// Whose members.
     pub group: GroupSource,
@@ -178,6 +178,17 @@ pub struct NetworkConfig {
     pub listen_port: Option<u16>,
     /// Of the interface.
     pub mtu: u16,
+}
+
+impl std::fmt::Debug for NetworkConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NetworkConfig")
+            .field("group", &self.group)
+            .field("interface", &self.interface)
+            .field("address", &self.address)
+            .field("routes", &self.routes)
+            .finish_non_exhaustive()
+    }
 }
 
 /// STUN and TURN servers from the file; both empty: what the XMPP server offers.

@@ -22,7 +22,7 @@ const MAX_SOCKET_PATH: usize = 107;
 const MAX_CA_FILE: u64 = 4 << 20;
 
 /// What a configuration depends on besides its text.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Surroundings {
     /// Relative paths in the file start here.
     pub directory: PathBuf,
@@ -30,6 +30,12 @@ pub struct Surroundings {
     pub hostname: String,
     /// [`PASSWORD_VARIABLE`].
     pub password: Option<Zeroizing<String>>,
+}
+
+impl std::fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Surroundings").field("directory", &self.directory).finish_non_exhaustive()
+    }
 }
 
 impl Surroundings {

@@ -94,8 +94,9 @@ fn a_whole_file_is_read() {
         ("stun.example.org:3478", "turn.example.org:3478")
     );
     assert!(c.notes.is_empty(), "{:?}", c.notes);
-    for secret in ["pass word", "0123456789abcdef"] {
-        assert!(!format!("{:?}", c.xmpp).contains(secret));
+    let shown = format!("{c:?}");
+    for secret in ["pass word", "0123456789abcdef", &format!("{:?}", b"0123456789abcdef")] {
+        assert!(!shown.contains(secret), "{shown}");
     }
 }
 

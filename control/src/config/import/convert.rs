@@ -24,7 +24,6 @@ pub struct Imported {
 }
 
 /// Something for a file of mode 0600.
-#[derive(Debug)]
 pub struct Secret {
     /// What it is, for people.
     pub what: String,
@@ -32,6 +31,12 @@ pub struct Secret {
     pub path: PathBuf,
     /// What goes into it.
     pub value: Zeroizing<String>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret({}, {})", self.what, self.path.display())
+    }
 }
 
 /// IPOP's own default, of its first controllers.
