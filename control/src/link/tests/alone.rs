@@ -207,10 +207,14 @@ fn a_changed_network_is_renegotiated_beside_the_path_in_use() {
     });
     let sid = sid.expect("a start");
     assert_eq!((a.link.state(), a.link.path()), (State::Up, Some((path(1), false))));
+    a.wait(100);
+    a.data();
     let out = a.put(Input::AgentFound { sid: sid.clone(), path: path(2), relayed: false });
     assert_eq!(out, [Output::UsePath { path: path(2) }]);
     // The tunnel does not answer over the new one, the old one is taken again if it was alive.
-    a.wait(7_000);
+    let out = a.wait(7_000);
+    assert!(out.contains(&Output::UsePath { path: path(1) }), "{out:?}");
+    assert!(!out.contains(&Output::Unpath) && a.link.path() == Some((path(1), false)), "{out:?}");
     assert_eq!(a.put(Input::AgentFound { sid, path: path(3), relayed: false }), []);
 }
 
