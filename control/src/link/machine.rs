@@ -266,6 +266,8 @@ impl Link {
         }
         if let Some((_, purpose)) = self.next_start().filter(|(at, _)| *at <= now) {
             self.start(now, purpose);
+            // An attempt beside a path asks whether that is alive.
+            self.watch(now);
         }
         self.show(now);
     }
