@@ -50,11 +50,20 @@ pub fn state_file(name: &str) -> Result<PathBuf> {
 
 /// Removes files of runs whose process is gone.
 pub(crate) fn sweep_logs() {
+    remove_files(|pid| !alive(pid));
+}
+
+/// Removes the files of this process: logs of what it started.
+pub fn forget_logs() {
+    remove_files(|pid| pid == std::process::id());
+}
+
+fn remove_files(of: impl Fn(u32) -> bool) {
     let Ok(files) = state_dir().and_then(|d| Ok(std::fs::read_dir(d)?)) else { return };
     for file in files.flatten() {
         let name = file.file_name().to_string_lossy().into_owned();
         let pid = name.split_once('-').and_then(|(pid, _)| pid.parse::<u32>().ok());
-        if pid.is_some_and(|p| !alive(p)) {
+        if pid.is_some_and(&of) {
             let path = file.path();
             let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
         }

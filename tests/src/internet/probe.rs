@@ -70,6 +70,14 @@ impl Reflector {
 /// # Errors
 /// When sending or receiving fails for another reason than silence.
 pub fn reaches(from: &UdpSocket, to: SocketAddr, listener: &UdpSocket) -> Result<bool> {
+    Ok(arrives(from, to, listener)?.is_some())
+}
+
+/// Sends a datagram from one socket to an address; gives the source that another sees if it arrives there.
+///
+/// # Errors
+/// When sending or receiving fails for another reason than silence.
+pub fn arrives(from: &UdpSocket, to: SocketAddr, listener: &UdpSocket) -> Result<Option<SocketAddr>> {
     // A firewall's answer to an earlier datagram may be reported here.
     if let Err(e) = from.send_to(b"!", to)
         && !refused(e.kind())
@@ -77,13 +85,12 @@ pub fn reaches(from: &UdpSocket, to: SocketAddr, listener: &UdpSocket) -> Result
         bail!("sending to {to}: {e}");
     }
     listener.set_read_timeout(Some(DROPPED))?;
-    let source = from.local_addr()?.port();
     loop {
         match listener.recv_from(&mut [0; 16]) {
-            Ok(_) => return Ok(true),
+            Ok((_, source)) => return Ok(Some(source)),
             Err(e) if refused(e.kind()) => {}
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(false),
-            Err(e) => bail!("waiting for a datagram from port {source}: {e}"),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
+            Err(e) => bail!("waiting for a datagram to {to}: {e}"),
         }
     }
 }

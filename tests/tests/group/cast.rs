@@ -19,6 +19,8 @@ use ipop_tests::turn_server::{self, TurnServer};
 
 /// The group of all scenes.
 pub(crate) const GROUP: &str = "my_pragma_group_1";
+/// A members-only room with the same members.
+pub(crate) const ROOM: &str = "room1";
 /// An account that is in no group.
 pub(crate) const STRANGER: &str = "stranger";
 /// The first node's address is 172.16.10.2.
@@ -108,7 +110,8 @@ impl Cast {
         let mut setup = Setup::new("ipop.example", server.address.into());
         let members: Vec<String> = (0..nodes).map(user).collect();
         setup.users = members.iter().map(String::as_str).chain([STRANGER]).map(|u| (u.into(), password(u))).collect();
-        setup.groups = vec![(GROUP.into(), members)];
+        setup.groups = vec![(GROUP.into(), members.clone())];
+        setup.rooms = vec![(ROOM.into(), members)];
         let (xmpp, turn): (Box<dyn servers::Server>, _) = match xmpp {
             Xmpp::Ejabberd => (Box::new(Ejabberd::start(&server.ns, &ca, &setup)?), None),
             Xmpp::ProsodyAndCoturn => {

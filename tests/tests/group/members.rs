@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use ipop_tests::internet::Gateway;
-use ipop_tests::node::{Node, READY, first_ping};
+use ipop_tests::node::{Members, Node, READY, first_ping};
 use ipop_tests::process::wait_for;
 use ipop_tests::scene::Share;
 
-use crate::cast::{BACK, Cast, FIND, STRANGER, Xmpp, group_scene, user, wait_path};
+use crate::cast::{BACK, Cast, FIND, GROUP, ROOM, SILENCE, STRANGER, Xmpp, group_scene, user, wait_path};
 
 /// An attempt that must fail is given so long.
 const TRY: Duration = Duration::from_secs(4);
@@ -47,7 +47,7 @@ fn a_removed_member_is_cut_off_within_seconds_and_an_added_one_let_in() {
         let mut cast = Cast::at_sites(Xmpp::Ejabberd, &[Gateway::Public, Gateway::PortRestricted, Gateway::Public])?;
         cast.start_all()?;
         let (removed, staying) = (cast.heartbeat(0, 1)?, cast.heartbeat(0, 2)?);
-        cast.xmpp.remove_from_group(crate::cast::GROUP, &user(1))?;
+        cast.xmpp.remove_from_group(GROUP, &user(1))?;
         let start = Instant::now();
         wait_for("the links to be closed", CLOSED, || {
             let up = |n: &Node, other: &Node| n.peer(other).is_ok_and(|p| p.link.state == "up");
@@ -58,11 +58,45 @@ fn a_removed_member_is_cut_off_within_seconds_and_an_added_one_let_in() {
         ensure!(first_ping(cast.ns(1), cast.nodes[0].address()?, TRY).is_err(), "a removed member is answered");
         let silence = removed.longest_silence(closed)?;
         ensure!(silence >= closed.elapsed() - Duration::from_secs(1), "its traffic went on; silent for {silence:?}");
-        ensure!(staying.longest_silence(start)? < crate::cast::SILENCE, "another member's link was disturbed");
-        cast.xmpp.add_to_group(crate::cast::GROUP, &user(1))?;
+        ensure!(staying.longest_silence(start)? < SILENCE, "another member's link was disturbed");
+        cast.xmpp.add_to_group(GROUP, &user(1))?;
         removed.wait_after(Instant::now(), BACK)?;
         cast.alive()
     });
+}
+
+/// Prosody tells of rooms live, of shared groups only after a restart.
+fn a_rooms_members_are_a_group(xmpp: Xmpp) {
+    group_scene(Share::Shared, xmpp, || {
+        let mut cast = Cast::at_sites(xmpp, &[Gateway::Public, Gateway::PortRestricted])?;
+        let all = (0..2).map(|n| {
+            let mut o = cast.options(n);
+            o.members = Members::Room(cast.xmpp.room(ROOM));
+            o
+        });
+        let all = all.collect();
+        cast.start(all)?;
+        cast.wait_known(1)?;
+        let heart = cast.heartbeat(0, 1)?;
+        cast.xmpp.set_room_member(ROOM, &user(1), false)?;
+        wait_for("the link to be closed", CLOSED, || {
+            Ok(cast.nodes[0].network()?.peers.iter().all(|p| p.link.state != "up"))
+        })?;
+        ensure!(first_ping(cast.ns(1), cast.nodes[0].address()?, TRY).is_err(), "a removed member is answered");
+        cast.xmpp.set_room_member(ROOM, &user(1), true)?;
+        heart.wait_after(Instant::now(), BACK)?;
+        cast.alive()
+    });
+}
+
+#[test]
+fn a_members_only_room_of_prosody_is_a_group() {
+    a_rooms_members_are_a_group(Xmpp::ProsodyAndCoturn);
+}
+
+#[test]
+fn a_members_only_room_of_ejabberd_is_a_group() {
+    a_rooms_members_are_a_group(Xmpp::Ejabberd);
 }
 
 #[test]

@@ -45,7 +45,9 @@ const SECONDS: u32 = 4;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     prepare(options)?;
-    if options.by_hand { pair::run(options) } else { group(options) }
+    let result = if options.by_hand { pair::run(options) } else { group(options) };
+    ipop_tests::process::forget_logs();
+    result
 }
 
 fn prepare(options: &Options) -> Result<()> {
