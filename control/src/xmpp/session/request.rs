@@ -28,7 +28,8 @@ impl Session {
     fn iq_answer(&mut self, e: &Element, from: Option<&Jid>, now: Instant) {
         let Some(id) = e.attr("id").and_then(|i| i.parse::<u64>().ok()) else { return };
         let right = |p: &Pending| match &p.from {
-            Some(asked) => from == Some(asked),
+            // Prosody leaves the address out where it is our account's own.
+            Some(asked) => from == Some(asked) || (from.is_none() && *asked == Jid::from(self.account.clone())),
             None => from.is_none_or(|f| f.to_bare() == self.account || f.as_str() == self.account.domain().as_str()),
         };
         match self.pending.get(&id) {
