@@ -135,7 +135,7 @@ async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (
                 return (End::Lost("the server takes nothing any more".into()), session);
             }
         }
-        let wake = session.deadline().map_or_else(|| Instant::now() + Duration::from_secs(60), |d| d);
+        let wake = session.deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
         let read = session.events.len() < MAX_EVENTS;
         tokio::select! {
             heard = wire.turn(read) => match heard {

@@ -158,11 +158,11 @@ async fn a_hostile_one(stage: Stage) -> Result<()> {
         format!("<presence to='{to}'>{}</presence>", node("x")),
         format!("<presence to='{to}' type='subscribe'/>"),
         format!("<message to='{to}' type='headline'>{event}</message>"),
-        // Claims to be b: the server must not let that through, and we go by what the server stamps.
         format!("<message to='{to}'><body>{}</body></message>", "x".repeat(20_000)),
-        // Would overflow the stack of who builds a tree of it.
-        format!("<message to='{to}'><x xmlns='y'>{}{}</x></message>", "<z>".repeat(15_000), "</z>".repeat(15_000)),
     ];
+    // Would overflow the stack of who builds a tree of it. Ejabberd ends the stranger's stream for it.
+    let monster =
+        format!("<message to='{to}'><x xmlns='y'>{}{}</x></message>", "<z>".repeat(15_000), "</z>".repeat(15_000));
     let hostile = tokio::task::spawn_blocking(move || -> Result<(String, String)> {
         let mut raw = Raw::login(address, "xmpp.test", "c", "secret-c")?;
         for line in &lines {
@@ -179,6 +179,9 @@ async fn a_hostile_one(stage: Stage) -> Result<()> {
         std::thread::sleep(Duration::from_secs(1));
         raw.say("<iq type='get' id='last' to='xmpp.test'><ping xmlns='urn:xmpp:ping'/></iq>")?;
         heard.push_str(&raw.hear("last")?);
+        raw.say(&monster)?;
+        let _ = raw.say("<iq type='get' id='end' to='xmpp.test'><ping xmlns='urn:xmpp:ping'/></iq>");
+        let _ = raw.hear("end");
         Ok((heard, items))
     });
     let (heard, items) = a.during(hostile).await??;
