@@ -118,7 +118,10 @@ pub(crate) struct View<'a> {
 impl<'a> View<'a> {
     /// `None` if the bytes are no STUN message.
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        if !looks_like_stun(bytes) || usize::from(be16(bytes, 2)) + HEADER != bytes.len() || bytes.len() % 4 != 0 {
+        if !looks_like_stun(bytes)
+            || usize::from(be16(bytes, 2)) + HEADER != bytes.len()
+            || !bytes.len().is_multiple_of(4)
+        {
             return None;
         }
         let mut integrity = None;

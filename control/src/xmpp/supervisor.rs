@@ -56,8 +56,14 @@ pub(super) async fn run(mut s: Supervisor) {
                 tracing::info!("connected to the XMPP server as {jid}");
                 let started = Instant::now();
                 let session = Session::new(jid, s.groups.clone(), connection, known, Arc::clone(&s.counters));
-                let end;
-                (end, known) = converse(&mut s, wire, session).await;
+                let (end, session) = converse(&mut s, wire, session).await;
+                let unsent;
+                (known, unsent) = session.end();
+                for event in unsent {
+                    if let Err(done) = tell(&mut s, event).await {
+                        return finish(done);
+                    }
+                }
                 if started.elapsed() >= GOOD_SESSION {
                     backoff = Backoff::default();
                 }
@@ -72,8 +78,7 @@ pub(super) async fn run(mut s: Supervisor) {
             }
             Err(ConnectError::Refused(why)) => {
                 tracing::error!("{why}");
-                let _ = s.events.send(Event::Refused { why }).await;
-                return;
+                return finish(tell(&mut s, Event::Refused { why }).await.err().flatten());
             }
             Err(ConnectError::Unreachable(why)) => (why, backoff.next(REACHABLE_CAP)),
             Err(ConnectError::Unusable(why)) => (why, backoff.next(UNUSABLE_CAP)),
@@ -82,8 +87,8 @@ pub(super) async fn run(mut s: Supervisor) {
         if told.as_ref() != Some(&why) {
             tracing::warn!("no connection to the XMPP server: {why}");
             told = Some(why.clone());
-            if s.events.send(Event::Offline { why }).await.is_err() {
-                return;
+            if let Err(done) = tell(&mut s, Event::Offline { why }).await {
+                return finish(done);
             }
         }
         tokio::select! {
@@ -96,6 +101,14 @@ pub(super) async fn run(mut s: Supervisor) {
 fn finish(done: Option<oneshot::Sender<()>>) {
     if let Some(done) = done {
         let _ = done.send(());
+    }
+}
+
+/// Passes an event on. An error: this is the end, and who is to be told.
+async fn tell(s: &mut Supervisor, event: Event) -> Result<(), Option<oneshot::Sender<()>>> {
+    tokio::select! {
+        sent = s.events.send(event) => sent.map_err(|_| None),
+        done = offline(&mut s.commands) => Err(done),
     }
 }
 
@@ -113,16 +126,16 @@ async fn offline(commands: &mut mpsc::Receiver<Command>) -> Option<oneshot::Send
 }
 
 /// One session, from its first stanza to its last.
-async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (End, Known) {
+async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (End, Session) {
     session.publish(s.descriptor.borrow_and_update().clone(), Instant::now());
     session.login(Instant::now());
     let end = loop {
         for e in session.take_out() {
             if !wire.push(e) {
-                return (End::Lost("the server takes nothing any more".into()), session.end());
+                return (End::Lost("the server takes nothing any more".into()), session);
             }
         }
-        let wake = session.deadline().map_or_else(|| Instant::now() + Duration::from_secs(60), |d| d);
+        let wake = session.deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
         let read = session.events.len() < MAX_EVENTS;
         tokio::select! {
             heard = wire.turn(read) => match heard {
@@ -167,7 +180,7 @@ async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (
     }
     // Also after an error, which ends the TLS session in order; bounded.
     wire.close().await;
-    (end, session.end())
+    (end, session)
 }
 
 fn condition(error: &tokio_xmpp::minidom::Element) -> String {

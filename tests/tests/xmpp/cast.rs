@@ -35,6 +35,9 @@ pub(crate) struct Stage {
 /// Accounts a, b (in the group and the room) and c (in neither); every password is `secret-USER`.
 pub(crate) fn scene<F: Future<Output = Result<()>>>(kind: Kind, body: impl FnOnce(Stage) -> F + Send) {
     let needs = if kind == Kind::Prosody { prosody_needs() } else { ejabberd_needs() };
+    if let Some(level) = control::logging::asked_level(None) {
+        control::logging::start(Some(level));
+    }
     play(Share::Shared, &needs, || {
         let (ns, ca) = (Namespace::new("xmpp")?, Ca::new()?);
         let setup = Setup::new("xmpp.test", IpAddr::V4(Ipv4Addr::LOCALHOST))

@@ -147,10 +147,10 @@ impl Checker {
 
     fn flush_answer(&mut self, i: usize) {
         let p = &mut self.pairs[i];
-        if matches!(p.channel, Channel::Bound(_)) {
-            if let Some(answer) = p.answer.take() {
-                self.outputs.push(Output::Send(p.route, answer));
-            }
+        if matches!(p.channel, Channel::Bound(_))
+            && let Some(answer) = p.answer.take()
+        {
+            self.outputs.push(Output::Send(p.route, answer));
         }
     }
 

@@ -9,8 +9,10 @@ use super::super::stun::Tid;
 /// Pauses after each sending of a check; after the last one it has failed. The first ones are short because a hole in a
 /// NAT opens only when both sides have sent: 5.5 seconds in all.
 const PAUSES_MS: [u64; 9] = [100, 200, 400, 800, 800, 800, 800, 800, 800];
-/// The same for the nominating check: a way that answered a moment ago answers soon or not at all.
-const NOMINATION_TRIES: usize = 6;
+/// The nominating check is repeated faster and more often, three seconds in all: the way answered a moment ago, and a
+/// nomination that is given up after the peer has heard it leaves the two sides with different paths.
+const NOMINATION_PAUSE: Duration = Duration::from_millis(200);
+const NOMINATION_TRIES: usize = 15;
 
 /// RFC 8445, section 6.1.2.6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +57,15 @@ impl Sent {
 
     /// Counts one more sending; false if there have been enough.
     pub(super) fn again(&mut self, now: Instant) -> bool {
-        let limit = if self.nominates { NOMINATION_TRIES } else { PAUSES_MS.len() };
-        let Some(pause) = PAUSES_MS.get(self.tries).filter(|_| self.tries < limit) else { return false };
+        let pause = if self.nominates {
+            (self.tries < NOMINATION_TRIES).then_some(NOMINATION_PAUSE)
+        } else {
+            PAUSES_MS.get(self.tries).copied().map(Duration::from_millis)
+        };
+        let Some(pause) = pause else { return false };
         self.ambiguous |= self.tries > 0;
         self.tries += 1;
-        (self.last, self.next) = (now, now + Duration::from_millis(*pause));
+        (self.last, self.next) = (now, now + pause);
         true
     }
 }

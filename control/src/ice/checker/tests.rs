@@ -72,7 +72,7 @@ impl World {
                     match o {
                         Output::Send(route, bytes) => {
                             self.lose = self.lose.wrapping_mul(6_364_136_223_846_793_005);
-                            if self.lose != 0 && (self.lose >> 33) % 6 == 0 {
+                            if self.lose != 0 && (self.lose >> 33).is_multiple_of(6) {
                                 continue;
                             }
                             if let Some(l) = self.links.iter().find(|l| l.0 == i && l.1 == route) {

@@ -66,10 +66,10 @@ impl Checker {
         let best = self.pairs.iter().enumerate().filter(|(_, p)| p.state == PairState::Succeeded);
         let Some(best) = best.min_by_key(|(_, p)| p.rank()).map(|(i, _)| i) else { return };
         let under_way = |p: &Pair| p.check.as_ref().is_some_and(|c| c.nominates);
-        if let Some(i) = self.nominee {
-            if under_way(&self.pairs[i]) {
-                return;
-            }
+        if let Some(i) = self.nominee
+            && under_way(&self.pairs[i])
+        {
+            return;
         }
         if self.nominee.is_some_and(|i| i != best) {
             self.nominee = None;

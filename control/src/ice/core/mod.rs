@@ -290,10 +290,10 @@ impl Core {
 
     /// A relayed path is not used any more.
     pub(crate) fn release(&mut self, path: Path) {
-        if let Path::Relay { server, channel } = path {
-            if let Some(t) = self.turn_of(server) {
-                t.release(channel);
-            }
+        if let Path::Relay { server, channel } = path
+            && let Some(t) = self.turn_of(server)
+        {
+            t.release(channel);
         }
     }
 

@@ -84,13 +84,13 @@ impl Core {
 
     fn response(&mut self, route: Route, v: &View<'_>, now: Instant) {
         if let Route::Direct(from) = route {
-            if let Some(s) = self.stun.iter_mut().find(|s| s.server() == from) {
-                if let Ok(event) = s.handle(v, now) {
-                    if let Some(e) = event {
-                        self.stun_event(from, &e, now);
-                    }
-                    return;
+            if let Some(s) = self.stun.iter_mut().find(|s| s.server() == from)
+                && let Ok(event) = s.handle(v, now)
+            {
+                if let Some(e) = event {
+                    self.stun_event(from, &e, now);
                 }
+                return;
             }
             let out = &mut self.out;
             if self.turn.iter_mut().any(|t| t.server() == from && t.handle(v, now, out)) {

@@ -141,7 +141,7 @@ impl Scene {
 
     fn lost(&mut self) -> bool {
         self.lose = self.lose.wrapping_mul(6_364_136_223_846_793_005);
-        self.lose != 0 && (self.lose >> 33) % 4 == 0
+        self.lose != 0 && (self.lose >> 33).is_multiple_of(4)
     }
 
     fn run(&mut self, time: Duration) {

@@ -262,8 +262,9 @@ impl Session {
         self.out.push(element("presence", CLIENT).with("type", "unavailable"));
     }
 
-    /// The connection is gone: what waits for an answer gets none.
-    pub(super) fn end(mut self) -> Known {
+    /// The connection is gone: what waits for an answer gets none. Gives what was learned, and the events that nobody
+    /// took yet.
+    pub(super) fn end(mut self) -> (Known, VecDeque<Event>) {
         for p in std::mem::take(&mut self.pending).into_values() {
             match p.purpose {
                 Purpose::Signal(reply) => drop(reply.send(Err(SignalError::Offline))),
@@ -271,7 +272,7 @@ impl Session {
                 _ => {}
             }
         }
-        self.nodes.known()
+        (self.nodes.known(), self.events)
     }
 
     fn ask(&mut self, kind: &str, to: Option<Jid>, payload: Element, purpose: Purpose, now: Instant) {

@@ -87,6 +87,7 @@ impl Session {
     }
 
     pub(super) fn pep_refused(&mut self, step: Step, condition: &str, now: Instant) {
+        tracing::debug!("the server refused to {step:?} the descriptors' PEP node: {condition}");
         match step {
             // It is there already.
             Step::Create => {}

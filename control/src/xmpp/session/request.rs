@@ -28,7 +28,8 @@ impl Session {
     fn iq_answer(&mut self, e: &Element, from: Option<&Jid>, now: Instant) {
         let Some(id) = e.attr("id").and_then(|i| i.parse::<u64>().ok()) else { return };
         let right = |p: &Pending| match &p.from {
-            Some(asked) => from == Some(asked),
+            // Prosody leaves the address out where it is our account's own.
+            Some(asked) => from == Some(asked) || (from.is_none() && asked.as_str() == self.account.as_str()),
             None => from.is_none_or(|f| f.to_bare() == self.account || f.as_str() == self.account.domain().as_str()),
         };
         match self.pending.get(&id) {
@@ -79,6 +80,7 @@ impl Session {
         };
         let to = from.map(Jid::as_str);
         let set = e.attr("type") == Some("set");
+        let roster = set && payload.is("query", ns::ROSTER);
         let disco = !set && payload.is("query", ns::DISCO_INFO);
         match standing {
             Standing::Stranger => self.stranger(),
@@ -92,12 +94,10 @@ impl Session {
                     self.jingle(from, id, payload, now);
                 }
             }
-            Standing::Server if set && payload.is("query", ns::ROSTER) => {
-                // RFC 6121, section 2.1.6: only from our own account.
-                if from.is_none_or(|f| *f == Jid::from(self.account.clone())) {
-                    self.out.push(reply::result(to, id, None));
-                    self.roster(e, true, now);
-                }
+            // RFC 6121, section 2.1.6: only from our own account.
+            Standing::Server if roster && from.is_none_or(|f| f.as_str() == self.account.as_str()) => {
+                self.out.push(reply::result(to, id, None));
+                self.roster(e, true, now);
             }
             _ => self.out.push(reply::error(to, id, "cancel", "service-unavailable", None)),
         }

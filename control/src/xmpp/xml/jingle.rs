@@ -316,24 +316,24 @@ mod tests {
         };
         assert_eq!(left(with("x", "x")), Some(1));
         for (from, to) in [
-            ("udp\"", "tcp\""),
-            ("component=\"1\"", "component=\"2\""),
+            ("udp'", "tcp'"),
+            ("component='1'", "component='2'"),
             ("192.0.2.1", "0.0.0.0"),
             ("192.0.2.1", "239.0.0.1"),
             ("192.0.2.1", "255.255.255.255"),
-            ("port=\"1\"", "port=\"0\""),
+            ("port='1'", "port='0'"),
         ] {
             assert_ne!(text.replace(from, to), text, "{from}");
             assert_eq!(left(with(from, to)), Some(0), "{to}");
         }
         for (from, to) in [
             ("192.0.2.1", "example.org"),
-            ("port=\"1\"", "port=\"65536\""),
-            ("port=\"1\"", "port=\"+1\""),
-            ("\"host\"", "\"hosts\""),
-            ("\"abcd\"", "\"abc\""),
-            ("\"abcd\"", "\"ab d\""),
-            ("\"link\"", "\"video\""),
+            ("port='1'", "port='65536'"),
+            ("port='1'", "port='+1'"),
+            ("'host'", "'hosts'"),
+            ("'abcd'", "'abc'"),
+            ("'abcd'", "'ab d'"),
+            ("'link'", "'video'"),
         ] {
             assert_ne!(text.replace(from, to), text, "{from}");
             assert!(matches!(with(from, to), Err(NotASignal::Malformed(_))), "{to}");
