@@ -216,8 +216,8 @@ pub(crate) fn descriptor(name: &str, network: &str) -> Descriptor {
     let networks = vec![NetworkDescriptor {
         network: network.into(),
         public_key: PublicKey([name.len().try_into().unwrap_or(0); 32]),
-        addresses: vec!["172.16.10.2/32".parse().unwrap(), "fd00::1/128".parse().unwrap()],
-        routes: vec!["10.1.0.0/16".parse().unwrap()],
+        addresses: vec!["172.16.10.2/32".parse().expect("a constant"), "fd00::1/128".parse().expect("a constant")],
+        routes: vec!["10.1.0.0/16".parse().expect("a constant")],
         since: 1_750_000_000_000,
     }];
     Descriptor { name: name.into(), version: "0.1.0".into(), capabilities: vec!["x".into()], networks }
@@ -227,9 +227,9 @@ pub(crate) fn negotiation(network: &str) -> Negotiation {
     let candidate = |kind, address: &str, related: Option<&str>| Candidate {
         foundation: "1".into(),
         priority: 2_130_706_431,
-        address: address.parse().unwrap(),
+        address: address.parse().expect("a constant"),
         kind,
-        related: related.map(|r| r.parse().unwrap()),
+        related: related.map(|r| r.parse().expect("a constant")),
     };
     Negotiation {
         network: network.into(),

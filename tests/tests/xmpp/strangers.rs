@@ -160,9 +160,10 @@ async fn a_hostile_one(stage: Stage) -> Result<()> {
         format!("<message to='{to}' type='headline'>{event}</message>"),
         format!("<message to='{to}'><body>{}</body></message>", "x".repeat(20_000)),
     ];
-    // Would overflow the stack of who builds a tree of it. Ejabberd ends the stranger's stream for it.
-    let monster =
-        format!("<message to='{to}'><x xmlns='y'>{}{}</x></message>", "<z>".repeat(15_000), "</z>".repeat(15_000));
+    // Would overflow the stack of who builds a tree of it. Ejabberd 23.01 itself dies of 15,000.
+    let depth = if format!("{:?}", stage.server).starts_with("Ejabberd") { 1000 } else { 15_000 };
+    let (open, close) = ("<z>".repeat(depth), "</z>".repeat(depth));
+    let monster = format!("<message to='{to}'><x xmlns='y'>{open}{close}</x></message>");
     let hostile = tokio::task::spawn_blocking(move || -> Result<(String, String)> {
         let mut raw = Raw::login(address, "xmpp.test", "c", "secret-c")?;
         for line in &lines {
@@ -180,8 +181,8 @@ async fn a_hostile_one(stage: Stage) -> Result<()> {
         raw.say("<iq type='get' id='last' to='xmpp.test'><ping xmlns='urn:xmpp:ping'/></iq>")?;
         heard.push_str(&raw.hear("last")?);
         raw.say(&monster)?;
-        let _ = raw.say("<iq type='get' id='end' to='xmpp.test'><ping xmlns='urn:xmpp:ping'/></iq>");
-        let _ = raw.hear("end");
+        raw.say("<iq type='get' id='end' to='xmpp.test'><ping xmlns='urn:xmpp:ping'/></iq>")?;
+        raw.hear("end")?;
         Ok((heard, items))
     });
     let (heard, items) = a.during(hostile).await??;
