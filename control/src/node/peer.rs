@@ -140,8 +140,12 @@ impl Peer {
     pub(super) fn look(&mut self, now: Time, tunnel: PeerState, hands: &Hands<'_>) {
         self.rates.look(now, [tunnel.tx_bytes, tunnel.rx_bytes]);
         let before = self.tunnel.as_ref().and_then(|t| t.last_handshake);
-        let input =
-            Input::Activity { last_received: tunnel.last_received, last_sent: tunnel.last_sent, path: tunnel.path };
+        let input = Input::Activity {
+            // Before there was a session, what came were handshakes, which anyone with our public key can begin.
+            last_received: tunnel.last_received.filter(|_| tunnel.last_handshake.is_some()),
+            last_sent: tunnel.last_sent,
+            path: tunnel.path,
+        };
         let fresh = tunnel.last_handshake.filter(|h| Some(*h) != before);
         self.tunnel = Some(tunnel);
         if let Some(at) = fresh {

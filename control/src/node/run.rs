@@ -337,7 +337,12 @@ impl Node {
             }
             Event::Admin(request, reply) => {
                 let response = match request {
-                    Request::Status => Response::Status(Box::new(view::status(self))),
+                    Request::Status => {
+                        for n in &mut self.networks {
+                            n.look(&self.xmpp, &self.events);
+                        }
+                        Response::Status(Box::new(view::status(self)))
+                    }
                     Request::AcceptPin { jid } => self.accept_pin(&jid),
                     Request::Reload => Response::Done { message: self.reload().await },
                 };
@@ -502,6 +507,9 @@ impl Node {
         let interfaces: Vec<String> = self.config.networks.iter().map(|n| n.interface.clone()).collect();
         match self.host.underlay_addresses(&interfaces).await {
             Ok(addresses) => {
+                if self.networks.iter().any(|n| n.host_addresses != addresses && !n.host_addresses.is_empty()) {
+                    self.xmpp.check();
+                }
                 for n in self.networks.iter_mut().filter(|n| n.host_addresses != addresses) {
                     let first = n.host_addresses.is_empty();
                     n.host_addresses.clone_from(&addresses);

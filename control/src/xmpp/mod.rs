@@ -203,10 +203,23 @@ impl Counters {
 
 #[derive(Debug)]
 enum Command {
-    Signal { to: String, signal: Signal, reply: oneshot::Sender<Result<(), SignalError>> },
-    Services { reply: oneshot::Sender<Result<Vec<ExternalService>, SignalError>> },
-    Answer { request: SignalRequest, verdict: Verdict },
-    Close { done: oneshot::Sender<()> },
+    Signal {
+        to: String,
+        signal: Signal,
+        reply: oneshot::Sender<Result<(), SignalError>>,
+    },
+    Services {
+        reply: oneshot::Sender<Result<Vec<ExternalService>, SignalError>>,
+    },
+    Answer {
+        request: SignalRequest,
+        verdict: Verdict,
+    },
+    /// Is the server still there?
+    Check,
+    Close {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// The connection. Cheap to clone; the connection ends with the last one.
@@ -315,6 +328,13 @@ impl Xmpp {
         if self.commands.try_send(Command::Answer { request, verdict }).is_err() {
             tracing::debug!("an answer to a signal was dropped: the connection is busy or ended");
         }
+    }
+
+    /// Something changed that may have cut the connection: the server is asked for a sign of life, and without one soon
+    /// the login is made again. Without a connection the next login is tried at once.
+    pub fn check(&self) {
+        // Full: there is enough going on to notice by itself.
+        let _ = self.commands.try_send(Command::Check);
     }
 
     /// What was dropped so far.

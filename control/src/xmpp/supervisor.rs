@@ -17,6 +17,8 @@ const REACHABLE_CAP: Duration = Duration::from_secs(4);
 const UNUSABLE_CAP: Duration = Duration::from_secs(30);
 /// Two processes on one resource push each other out: the one that is pushed waits.
 const CONFLICT_WAIT: Duration = Duration::from_secs(30);
+/// A sign of life takes no longer.
+const CHECK: Duration = Duration::from_secs(2);
 /// A session that lived so long was a good one.
 const GOOD_SESSION: Duration = Duration::from_secs(20);
 /// Events of the session that nobody took yet; above, the stream is not read.
@@ -47,7 +49,11 @@ pub(super) async fn run(mut s: Supervisor) {
     loop {
         let connected = tokio::select! {
             c = connect(&s.target) => c,
-            done = offline(&mut s.commands) => return finish(done),
+            why = offline(&mut s.commands, true) => match why {
+                Interrupted::Close(done) => return finish(done),
+                // From the old address it may hang for long.
+                Interrupted::Hurry => continue,
+            },
         };
         let (why, wait) = match connected {
             Ok((wire, jid)) => {
@@ -93,7 +99,10 @@ pub(super) async fn run(mut s: Supervisor) {
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            done = offline(&mut s.commands) => return finish(done),
+            why = offline(&mut s.commands, true) => match why {
+                Interrupted::Close(done) => return finish(done),
+                Interrupted::Hurry => backoff = Backoff::default(),
+            },
         }
     }
 }
@@ -108,19 +117,32 @@ fn finish(done: Option<oneshot::Sender<()>>) {
 async fn tell(s: &mut Supervisor, event: Event) -> Result<(), Option<oneshot::Sender<()>>> {
     tokio::select! {
         sent = s.events.send(event) => sent.map_err(|_| None),
-        done = offline(&mut s.commands) => Err(done),
+        why = offline(&mut s.commands, false) => match why {
+            Interrupted::Close(done) => Err(done),
+            Interrupted::Hurry => Ok(()),
+        },
     }
 }
 
+/// What ends a wait.
+enum Interrupted {
+    /// This is the end, and who is to be told.
+    Close(Option<oneshot::Sender<()>>),
+    /// There is hope: try again now.
+    Hurry,
+}
+
 /// Answers commands while there is no connection, until one says that this is the end.
-async fn offline(commands: &mut mpsc::Receiver<Command>) -> Option<oneshot::Sender<()>> {
+async fn offline(commands: &mut mpsc::Receiver<Command>, hurry: bool) -> Interrupted {
     loop {
         match commands.recv().await {
             Some(Command::Signal { reply, .. }) => drop(reply.send(Err(SignalError::Offline))),
             Some(Command::Services { reply }) => drop(reply.send(Err(SignalError::Offline))),
             Some(Command::Answer { .. }) => {}
-            Some(Command::Close { done }) => return Some(done),
-            None => return None,
+            Some(Command::Check) if hurry => return Interrupted::Hurry,
+            Some(Command::Check) => {}
+            Some(Command::Close { done }) => return Interrupted::Close(Some(done)),
+            None => return Interrupted::Close(None),
         }
     }
 }
@@ -129,6 +151,8 @@ async fn offline(commands: &mut mpsc::Receiver<Command>) -> Option<oneshot::Send
 async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (End, Session) {
     session.publish(s.descriptor.borrow_and_update().clone(), Instant::now());
     session.login(Instant::now());
+    // Since when the server owes a sign of life.
+    let mut suspect: Option<Instant> = None;
     let end = loop {
         for e in session.take_out() {
             if !wire.push(e) {
@@ -136,9 +160,14 @@ async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (
             }
         }
         let wake = session.deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+        let wake = suspect.map_or(wake, |at| at.min(wake));
         let read = session.events.len() < MAX_EVENTS;
         tokio::select! {
-            heard = wire.turn(read) => match heard {
+            heard = wire.turn(read) => {
+                if matches!(heard, Heard::Incoming(_)) {
+                    suspect = None;
+                }
+                match heard {
                 Heard::Incoming(Incoming::Element(e)) if e.is("error", "http://etherx.jabber.org/streams") => {
                     if e.has_child("conflict", "urn:ietf:params:xml:ns:xmpp-streams") {
                         break End::Conflict;
@@ -149,7 +178,7 @@ async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (
                 Heard::Incoming(Incoming::TooLarge { name, from }) => session.too_large(&name, &from, Instant::now()),
                 Heard::Silence => session.ping(Instant::now()),
                 Heard::Ended(why) => break End::Lost(why),
-            },
+            }}
             permit = s.events.reserve(), if !session.events.is_empty() => match (permit, session.events.pop_front()) {
                 (Ok(permit), Some(event)) => permit.send(event),
                 (Err(_), _) => break End::Closed(None),
@@ -166,10 +195,19 @@ async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (
                 Some(Command::Signal { to, signal, reply }) => session.signal(&to, &signal, reply, Instant::now()),
                 Some(Command::Services { reply }) => session.services(reply, Instant::now()),
                 Some(Command::Answer { request, verdict }) => session.answer(&request, verdict),
+                Some(Command::Check) => {
+                    session.ping(Instant::now());
+                    suspect.get_or_insert_with(|| Instant::now() + CHECK);
+                }
                 Some(Command::Close { done }) => break End::Closed(Some(done)),
                 None => break End::Closed(None),
             },
-            () = tokio::time::sleep_until(wake.into()) => session.timeout(Instant::now()),
+            () = tokio::time::sleep_until(wake.into()) => {
+                if suspect.is_some_and(|at| at <= Instant::now()) {
+                    break End::Lost("this machine's addresses changed, and the server does not answer any more".into());
+                }
+                session.timeout(Instant::now());
+            }
         }
     };
     if matches!(end, End::Closed(_)) {

@@ -32,7 +32,9 @@ pub(super) use nodes::Known;
 
 /// Questions that wait for an answer.
 const MAX_PENDING: usize = 1024;
-/// Before something that the server refused is tried again.
+/// Before something that the server refused is tried again for the first time ...
+const SOON: Duration = Duration::from_millis(500);
+/// ... and after many times.
 const RETRY: Duration = Duration::from_secs(30);
 /// Warnings about what others send are no more frequent.
 const WARN_EVERY: Duration = Duration::from_secs(10);
@@ -97,6 +99,8 @@ pub(super) struct Session {
     /// Presence was sent: publishing is possible.
     present: bool,
     pep_configured: bool,
+    /// Failed tries to publish, in a row.
+    pep_tries: u32,
     pending: BTreeMap<u64, Pending>,
     next_id: u64,
     timers: BTreeMap<Timer, Instant>,
@@ -125,6 +129,7 @@ impl Session {
             descriptor: None,
             present: false,
             pep_configured: false,
+            pep_tries: 0,
             pending: BTreeMap::new(),
             next_id: 0,
             timers: BTreeMap::new(),

@@ -11,7 +11,7 @@ use tokio_xmpp::jid::{BareJid, Jid};
 use tokio_xmpp::minidom::Element;
 use tokio_xmpp::parsers::ns;
 
-use super::{Purpose, RETRY, Session, Timer, reply};
+use super::{Purpose, RETRY, SOON, Session, Timer};
 use crate::xmpp::RESOURCE_PREFIX;
 use crate::xmpp::xml::{Build, NODE, children, descriptor, element};
 
@@ -72,7 +72,7 @@ impl Session {
         if self.groups.roster.is_empty() {
             return;
         }
-        let item = element("item", ns::PUBSUB).with("id", self.me.resource().as_str()).child(descriptor::write(d));
+        let item = element("item", ns::PUBSUB).with("id", self.me.resource().as_str()).child(self.descriptor_out(d));
         let publish = element("publish", ns::PUBSUB).with("node", NODE).child(item);
         let options = form(PUBLISH_OPTIONS, &[("pubsub#access_model", "presence")]);
         let options = element("publish-options", ns::PUBSUB).child(options);
@@ -98,9 +98,13 @@ impl Session {
                 None => tracing::warn!("the server does not let the descriptors' PEP node be configured: {condition}"),
             },
             Step::Publish => {
-                tracing::warn!("the server did not take our descriptor ({condition}): trying again");
+                // ejabberd 23.01 refuses when several accounts make their first node at the same moment, so soon again,
+                // and not all at once.
+                tracing::debug!("the server did not take our descriptor ({condition}): trying again");
                 self.pep_configured = false;
-                self.timers.insert(Timer::Publish, now + RETRY);
+                let wait = self.again_after(self.pep_tries);
+                self.pep_tries += 1;
+                self.timers.insert(Timer::Publish, now + wait);
             }
         }
     }
@@ -154,18 +158,12 @@ impl Session {
         self.fetch_some(now);
         let Some(iq) = iq else { return };
         if iq.attr("type") == Some("error") {
-            // There is no such node, so no descriptor either. Other errors say nothing.
-            if reply::condition(iq) == "item-not-found" {
-                let events = self.nodes.only(account, &BTreeSet::new());
-                self.events.extend(events);
-            }
+            // Also if there is no such node: a server that lost it in a crash says nothing about who is a member.
             return;
         }
         let items = iq.get_child("pubsub", ns::PUBSUB).and_then(|p| p.get_child("items", ns::PUBSUB));
         let Some(items) = items.filter(|i| i.attr("node") == Some(NODE)) else { return };
-        let devices = self.items(account, items, ns::PUBSUB, now);
-        let events = self.nodes.only(account, &devices);
-        self.events.extend(events);
+        self.items(account, items, ns::PUBSUB, now);
     }
 
     /// A message of a PEP node (XEP-0060, section 7.1.2).
@@ -188,18 +186,22 @@ impl Session {
         }
     }
 
-    /// Reads items and gives the devices that they are of.
-    fn items(&mut self, account: &BareJid, items: &Element, namespace: &str, now: Instant) -> BTreeSet<String> {
-        let mut devices = BTreeSet::new();
+    /// Reads items.
+    fn items(&mut self, account: &BareJid, items: &Element, namespace: &str, now: Instant) {
         for item in children(items, "item", namespace) {
             let Some(device) = item.attr("id").filter(|d| d.starts_with(RESOURCE_PREFIX)) else { continue };
             let node = (account.clone(), device.to_owned());
             if *account == self.account && device == self.me.resource().as_str() {
                 continue;
             }
-            match item.get_child("node", NODE).map(descriptor::read) {
+            let said = item.get_child("node", NODE);
+            if said.is_some_and(|e| !is_of(e, account)) {
+                // Seen of an ejabberd that was killed: it mixed up the PEP nodes of two accounts.
+                self.malformed(&format!("{account}/{device}"), "a descriptor of another account", now);
+                continue;
+            }
+            match said.map(descriptor::read) {
                 Some(Ok(d)) => {
-                    devices.insert(node.1.clone());
                     self.events.extend(self.nodes.said(node, d, true, &self.members));
                 }
                 Some(Err(why)) => self.malformed(&format!("{account}/{device}"), &why.to_string(), now),
@@ -207,6 +209,22 @@ impl Session {
                 None => self.fetch(account, now),
             }
         }
-        devices
     }
+
+    /// Our descriptor with the account that it is of.
+    pub(super) fn descriptor_out(&self, d: &crate::identity::Descriptor) -> Element {
+        descriptor::write(d).with("account", self.account.as_str())
+    }
+
+    /// How long to wait before the next try of something that failed `tries` times. Differs between nodes.
+    pub(super) fn again_after(&self, tries: u32) -> Duration {
+        let spread = self.me.resource().as_str().bytes().fold(0u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+        let base = SOON.saturating_mul(1 << tries.min(8)).min(RETRY);
+        base + base.mul_f64((spread % 1000) as f64 / 1000.0)
+    }
+}
+
+/// Whether a descriptor names this account, or none.
+pub(super) fn is_of(e: &Element, account: &BareJid) -> bool {
+    e.attr("account").is_none_or(|a| a == account.as_str())
 }

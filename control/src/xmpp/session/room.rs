@@ -11,6 +11,7 @@ use tokio_xmpp::minidom::Element;
 use tokio_xmpp::parsers::ns;
 
 use super::nodes::Node;
+use super::pep::is_of;
 use super::request::node_of;
 use super::{Purpose, RETRY, Session, Timer, caps, reply};
 use crate::xmpp::xml::{Build, CLIENT, NODE, children, descriptor, element};
@@ -29,6 +30,8 @@ const GHOST: Duration = Duration::from_secs(3);
 #[derive(Default)]
 pub(super) struct Room {
     joined: bool,
+    /// How often we were kept or put out, in a row.
+    tries: u32,
     /// By nickname.
     occupants: BTreeMap<String, Occupant>,
     /// By affiliation, where the room lets us see it.
@@ -64,10 +67,14 @@ impl Session {
         }
     }
 
+    fn room_tries(&self, room: &BareJid) -> u32 {
+        self.rooms.get(room).map_or(0, |r| r.tries)
+    }
+
     fn room_presence_out(&self, room: &BareJid) -> Element {
         let to = format!("{room}/{}", self.me.resource());
         let presence = element("presence", CLIENT).with("to", to).child(caps::presence());
-        self.descriptor.iter().map(descriptor::write).fold(presence, Element::child)
+        self.descriptor.iter().map(|d| self.descriptor_out(d)).fold(presence, Element::child)
     }
 
     pub(super) fn room_presence(&mut self, room: &BareJid, e: &Element, from: &Jid, now: Instant) {
@@ -77,11 +84,14 @@ impl Session {
         let own = x.is_some_and(|x| children(x, "status", ns::MUC_USER).any(|s| s.attr("code") == Some("110")));
         match e.attr("type") {
             None => self.occupant(room, &nick, x, own, e, now),
-            Some("unavailable") if own || nick == me => self.left(room, "we were put out of it", RETRY, now),
+            Some("unavailable") if own || nick == me => {
+                let wait = self.again_after(self.room_tries(room));
+                self.left(room, "we were put out of it", wait, now);
+            }
             Some("unavailable") => self.occupant_left(room, &nick, x, now),
             Some("error") if nick == me || nick.is_empty() => {
                 let condition = reply::condition(e).to_owned();
-                let wait = if condition == "conflict" { GHOST } else { RETRY };
+                let wait = if condition == "conflict" { GHOST } else { self.again_after(self.room_tries(room)) };
                 self.left(room, &condition, wait, now);
             }
             _ => {}
@@ -120,7 +130,7 @@ impl Session {
         self.room_changed(room);
         let Some(node) = node else { return };
         self.events.extend(self.nodes.came(&node, Some(room.clone())));
-        match e.get_child("node", NODE).map(descriptor::read) {
+        match e.get_child("node", NODE).filter(|e| is_of(e, &node.0)).map(descriptor::read) {
             Some(Ok(d)) => self.events.extend(self.nodes.said(node, d, false, &self.members)),
             Some(Err(why)) => self.malformed(jid.as_str(), &why.to_string(), now),
             None => {}
@@ -153,7 +163,7 @@ impl Session {
     fn left(&mut self, room: &BareJid, why: &str, wait: Duration, now: Instant) {
         tracing::warn!("not in room {room} ({why}): trying again in {wait:?}");
         if let Some(state) = self.rooms.get_mut(room) {
-            *state = Room::default();
+            *state = Room { tries: state.tries.saturating_add(1), ..Room::default() };
         }
         self.timers.remove(&Timer::Affiliations(room.clone()));
         self.timers.insert(Timer::Join(room.clone()), now + wait);
