@@ -20,6 +20,8 @@ const MAX_ASKING: usize = 32;
 /// When descriptors are looked for once more: what was published after we asked and before the server had understood
 /// that we want to be told is told to us by nobody.
 pub(super) const FIRST_LOOK: Duration = Duration::from_secs(2);
+/// The same after a new member: the server may not let us read its node before it has told both of us.
+pub(super) const QUICK_LOOK: Duration = Duration::from_millis(500);
 const LAST_LOOK: Duration = Duration::from_secs(64);
 const NODE_CONFIG: &str = "http://jabber.org/protocol/pubsub#node_config";
 const PUBLISH_OPTIONS: &str = "http://jabber.org/protocol/pubsub#publish-options";
@@ -127,7 +129,7 @@ impl Session {
         if self.groups.roster.is_empty() {
             return;
         }
-        for account in self.nodes.present_accounts(wait > FIRST_LOOK) {
+        for account in self.nodes.present_accounts(wait != FIRST_LOOK) {
             self.nodes.ask_anew(&account);
         }
         self.fetch_some(now);

@@ -6,7 +6,7 @@ use tokio_xmpp::jid::{BareJid, Jid};
 use tokio_xmpp::minidom::Element;
 use tokio_xmpp::parsers::ns;
 
-use super::{Pending, Purpose, RETRY, Session, Standing, Timer, caps, reply};
+use super::{Pending, Purpose, RETRY, Session, Standing, Timer, caps, pep, reply};
 use crate::xmpp::signal::Signal;
 use crate::xmpp::xml::jingle::{self, JINGLE, NotASignal};
 use crate::xmpp::xml::services;
@@ -146,6 +146,7 @@ impl Session {
         if push {
             // New members have descriptors already.
             self.fetch_all(now);
+            self.timers.insert(Timer::Look(pep::QUICK_LOOK), now + pep::QUICK_LOOK);
         } else {
             self.appear(now);
         }
