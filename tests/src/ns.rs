@@ -66,35 +66,36 @@ impl Namespace {
     /// # Errors
     /// When the namespace cannot be entered or `f` fails.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        std::thread::scope(|s| {
-            let entered = s.spawn(|| {
-                self.enter()?;
-                f()
-            });
-            entered.join().map_err(|_| anyhow!("a thread in {} panicked", self.name))?
-        })
+        run_in(&self.name, f)
     }
 
     /// Like [`Self::run`], but goes on in the background.
     pub fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> Result<T> + Send + 'static) -> JoinHandle<Result<T>> {
-        let path = self.path();
+        let name = self.name.clone();
         std::thread::spawn(move || {
-            enter(&path)?;
+            enter(&name)?;
             f()
         })
     }
-
-    fn path(&self) -> String {
-        format!("/run/netns/{}", self.name)
-    }
-
-    fn enter(&self) -> Result<()> {
-        enter(&self.path())
-    }
 }
 
-fn enter(path: &str) -> Result<()> {
-    let file = File::open(path).with_context(|| format!("opening {path}"))?;
+/// [`Namespace::run`] for who has only its name.
+///
+/// # Errors
+/// When the namespace cannot be entered or `f` fails.
+pub fn run_in<T: Send>(name: &str, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|s| {
+        let entered = s.spawn(|| {
+            enter(name)?;
+            f()
+        });
+        entered.join().map_err(|_| anyhow!("a thread in {name} panicked"))?
+    })
+}
+
+fn enter(name: &str) -> Result<()> {
+    let path = format!("/run/netns/{name}");
+    let file = File::open(&path).with_context(|| format!("opening {path}"))?;
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {path}"))
 }
 

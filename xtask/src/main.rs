@@ -26,7 +26,7 @@ struct Arguments {
 enum Command {
     /// Set-up, format, lints, unit tests and end-to-end tests
     Test(test::Options),
-    /// Two sites on this machine, beside the same through wireguard-go
+    /// Six machines at three sites find each other through NATs; --static: one tunnel beside wireguard-go
     Demo(demo::Options),
     /// The side-by-side table on this machine
     Bench(bench::Options),

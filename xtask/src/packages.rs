@@ -1,5 +1,7 @@
 //! What the machine needs beside Rust, installed only where it is missing.
 
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -11,16 +13,23 @@ use ipop_tests::require::{Need, find_program};
 use crate::steps::Steps;
 
 /// Debian packages and the program by which each is recognised.
-const PACKAGES: [(&str, &str); 9] = [
+const PACKAGES: &[(&str, &str)] = &[
     ("gcc", "cc"),
     ("iproute2", "ip"),
     ("iputils-ping", "ping"),
     ("procps", "sysctl"),
     ("nftables", "nft"),
+    ("conntrack", "conntrack"),
+    ("coturn", "turnserver"),
     ("ethtool", "ethtool"),
     ("iperf3", "iperf3"),
     ("wireguard-tools", "wg-quick"),
     ("wireguard-go", "wireguard-go"),
+    ("openssl", "openssl"),
+    ("prosody", "prosody"),
+    ("ejabberd", "ejabberdctl"),
+    ("openmpi-bin", "mpirun"),
+    ("libopenmpi-dev", "mpicc"),
 ];
 const BORINGTUN_VERSION: &str = "0.7.1";
 
@@ -40,6 +49,7 @@ pub(crate) fn install(steps: &mut Steps) -> Result<()> {
         steps.left_out(format!("packages {list}: not root, or no apt-get; install them by hand"));
         return Ok(());
     }
+    let _quiet = NoServices::hold();
     let mut update = Command::new("apt-get");
     steps.run("apt-get update", update.args(["-qq", "update"]))?;
     let mut install = Command::new("apt-get");
@@ -48,6 +58,35 @@ pub(crate) fn install(steps: &mut Steps) -> Result<()> {
     let still = missing();
     ensure!(still.is_empty(), "installed, but still not on PATH: {still:?}");
     Ok(())
+}
+
+/// Where Debian's maintainer scripts ask whether they may start a service (invoke-rc.d(8), deb-systemd-invoke(1p)).
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Keeps packages that are being installed from starting their services: the tests start their own, in namespaces.
+/// (A machine that has a policy already keeps that.)
+struct NoServices {
+    ours: bool,
+}
+
+impl NoServices {
+    fn hold() -> Self {
+        let write = || -> std::io::Result<()> {
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.write(true).create_new(true).mode(0o755).open(POLICY)?;
+            // 101: forbidden by policy.
+            file.write_all(b"#!/bin/sh\nexit 101\n")
+        };
+        Self { ours: write().is_ok() }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = std::fs::remove_file(POLICY);
+        }
+    }
 }
 
 /// Builds boringtun into `target/tools` unless one is there.
@@ -64,7 +103,7 @@ pub(crate) fn boringtun(steps: &mut Steps) -> Result<()> {
 /// Builds the release binary and gives its path.
 pub(crate) fn ipop_fast(steps: &mut Steps) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("IPOP_FAST") {
-        println!("  IPOP_FAST is set: {} is the program under test", path.display());
+        steps.say(&format!("  IPOP_FAST is set: {} is the program under test", path.display()));
         return Implementation::under_test().binary();
     }
     steps.run("release build", cargo().args(["build", "--release", "-p", "ipop-control"]))?;

@@ -29,6 +29,8 @@ pub(crate) struct Steps {
     /// Tests that the runner counts as passed, but that said they could not run.
     tests_left_out: u64,
     terminal: bool,
+    /// Standard output is somebody else's.
+    stderr: bool,
     logs: PathBuf,
 }
 
@@ -56,13 +58,30 @@ impl Steps {
             left_out: Vec::new(),
             tests_left_out: 0,
             terminal: std::io::stdout().is_terminal(),
+            stderr: false,
             logs,
         })
     }
 
+    /// Tells of its progress on standard error.
+    pub(crate) fn on_stderr(mut self) -> Self {
+        self.terminal = false;
+        self.stderr = true;
+        self
+    }
+
+    /// One line of progress.
+    pub(crate) fn say(&self, line: &str) {
+        if self.stderr {
+            eprintln!("{line}");
+        } else {
+            println!("{line}");
+        }
+    }
+
     /// Notes something that was not done, and why.
     pub(crate) fn left_out(&mut self, what: String) {
-        println!("  LEFT OUT {what}");
+        self.say(&format!("  LEFT OUT {what}"));
         self.left_out.push(what);
     }
 
@@ -92,7 +111,7 @@ impl Steps {
     pub(crate) fn finish(&mut self, mut step: Running) -> Result<()> {
         let mut beat = Instant::now();
         if !self.terminal {
-            println!("  ....  {}", step.name);
+            self.say(&format!("  ....  {}", step.name));
         }
         let status = loop {
             if let Some(status) = step.child.try_wait()? {
@@ -108,7 +127,7 @@ impl Steps {
                 std::io::stdout().flush()?;
             } else if beat.elapsed() > HEARTBEAT {
                 beat = Instant::now();
-                println!("  ....  {line}");
+                self.say(&format!("  ....  {line}"));
             }
             std::thread::sleep(TICK);
         };
@@ -116,7 +135,7 @@ impl Steps {
             print!("\r\x1b[K");
         }
         let (seconds, ok) = (step.seconds(), status.success());
-        println!("  {}  {} ({seconds:.1} s)", if ok { "ok  " } else { "FAIL" }, step.name);
+        self.say(&format!("  {}  {} ({seconds:.1} s)", if ok { "ok  " } else { "FAIL" }, step.name));
         let results = step.results();
         for line in step.left_out_lines() {
             self.tests_left_out += 1;
@@ -124,7 +143,7 @@ impl Steps {
         }
         self.done.push(Done { name: step.name.clone(), seconds, ok, results });
         if !ok {
-            println!("{}\n(whole log: {})", tail_of(&step.log, SHOWN), step.log.display());
+            self.say(&format!("{}\n(whole log: {})", tail_of(&step.log, SHOWN), step.log.display()));
             bail!("a step failed: {status}");
         }
         Ok(())

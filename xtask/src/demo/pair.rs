@@ -1,37 +1,24 @@
-//! `cargo xtask demo`: two sites on this machine, the tunnel at work, and the same through its peers.
+//! `cargo xtask demo --static`: two sites on this machine, the tunnel at work, and the same through its peers.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Args;
 use ipop_tests::daemon::Implementation;
 use ipop_tests::pair::Side;
-use ipop_tests::scene;
 use ipop_tests::traffic::ping;
 use serde_json::json;
 
+use super::{Options, say};
 use crate::measure::{Rig, median};
 use crate::packages;
-use crate::steps::Steps;
 use crate::stop;
 
 /// A full bar, Gbit/s.
 const BAR_GBPS: f64 = 8.0;
 const BAR: usize = 32;
-
-#[derive(Args)]
-pub(crate) struct Options {
-    /// Seconds of throughput for each
-    #[arg(long, default_value_t = 8)]
-    seconds: u32,
-    /// Keep the sites of ipop-fast up until Ctrl-C, to try things by hand
-    #[arg(long)]
-    keep: bool,
-    /// The result as JSON on standard output, everything else on standard error
-    #[arg(long)]
-    json: bool,
-}
+/// Of throughput for each, unless told otherwise.
+const SECONDS: u32 = 8;
 
 struct Figures {
     name: &'static str,
@@ -42,10 +29,6 @@ struct Figures {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    packages::install(&mut Steps::new("demo-logs")?)?;
-    packages::demand_tunnels()?;
-    scene::sweep();
-    packages::ipop_fast(&mut Steps::new("demo-logs")?)?;
     let mut cast = vec![Implementation::under_test(), Implementation::WireguardGo];
     if Implementation::Boringtun.binary().is_ok() {
         cast.push(Implementation::Boringtun);
@@ -63,11 +46,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Says something on the way; with `--json` standard output is for the result alone.
-fn say(line: &str) {
-    eprintln!("{line}");
-}
-
 fn show(implementation: &Implementation, options: &Options) -> Result<Figures> {
     let version = implementation.version()?;
     say(&format!(
@@ -83,7 +61,7 @@ fn show(implementation: &Implementation, options: &Options) -> Result<Figures> {
     say(&format!("  ping: {} of 400 answered, p50 {ping_us:.0} us", times.len()));
 
     let mut last = (Instant::now(), rig.delivered()?);
-    let seconds = f64::from(options.seconds.clamp(1, 600));
+    let seconds = f64::from(options.seconds.unwrap_or(SECONDS).clamp(1, 600));
     let run = rig.iperf(seconds, &["-C", "cubic"], |rig| {
         let Ok(bytes) = rig.delivered() else { return };
         let gbps = bytes.saturating_sub(last.1) as f64 * 8e-9 / last.0.elapsed().as_secs_f64();

@@ -1,0 +1,164 @@
+//! Carries what servers say to negotiations, and what those want to servers and to the port.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use dataplane::Path;
+
+use super::super::binding::BindingEvent;
+use super::super::checker::{Chosen, Output};
+use super::super::route::{Route, Transmit};
+use super::super::turn::TurnEvent;
+use super::super::types::{Failed, Found, IceEvent};
+use super::{AgentId, Core, Owner};
+
+/// Rounds of events that cause events.
+const MAX_ROUNDS: usize = 16;
+
+impl Core {
+    /// Carries events and wishes between servers and negotiations until nothing moves.
+    pub(super) fn pump(&mut self, now: Instant) {
+        for _ in 0..MAX_ROUNDS {
+            let mut moved = false;
+            for i in 0..self.turn.len() {
+                for e in self.turn[i].take_events() {
+                    moved = true;
+                    self.turn_event(self.turn[i].server(), e, now);
+                }
+            }
+            let mut wishes = Vec::new();
+            for (id, a) in &mut self.agents {
+                wishes.extend(a.checker.take_outputs().into_iter().map(|o| (*id, o)));
+            }
+            for (id, o) in wishes {
+                moved = true;
+                self.wish(id, o, now);
+            }
+            if !moved {
+                return;
+            }
+            for t in &mut self.turn {
+                t.poll(now, &mut self.out);
+            }
+            for a in self.agents.values_mut() {
+                a.checker.poll(now);
+            }
+        }
+    }
+
+    fn turn_event(&mut self, server: SocketAddr, e: TurnEvent, now: Instant) {
+        tracing::debug!(%server, ?e, "TURN");
+        match e {
+            TurnEvent::Up => {
+                self.events.push(IceEvent::RelayUp { server });
+                self.refresh_agents(now);
+            }
+            TurnEvent::Failed | TurnEvent::Confirmed => self.refresh_agents(now),
+            TurnEvent::Lost(why) => {
+                self.relay_lost(server, &why);
+                self.refresh_agents(now);
+            }
+            TurnEvent::Remapped { was } => {
+                self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
+                self.refresh_agents(now);
+            }
+            TurnEvent::Permitted(ip, yes) => {
+                for a in self.agents.values_mut() {
+                    a.checker.permitted(server, ip, yes);
+                }
+            }
+            TurnEvent::Bound(peer, r) => {
+                for id in self.binders.remove(&(server, peer)).unwrap_or_default() {
+                    let used = self.agents.get_mut(&id).is_some_and(|a| a.checker.bound(server, peer, &r));
+                    if let (false, Ok(channel)) = (used, &r) {
+                        self.release(Path::Relay { server, channel: *channel });
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn relay_lost(&mut self, server: SocketAddr, why: &str) {
+        tracing::info!(%server, why, "the relay is lost");
+        self.events.push(IceEvent::RelayLost { server, why: why.to_owned() });
+        self.binders.retain(|(s, _), _| *s != server);
+        for a in self.agents.values_mut() {
+            a.checker.relay_lost(server);
+        }
+    }
+
+    pub(super) fn stun_event(&mut self, server: SocketAddr, e: &BindingEvent, now: Instant) {
+        if let BindingEvent::Mapped { was: Some(was) } = e {
+            let mapped = self.stun.iter().find(|s| s.server() == server).and_then(|s| s.mapped);
+            if mapped.is_some_and(|m| m != *was) {
+                self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
+            }
+        }
+        self.refresh_agents(now);
+    }
+
+    /// Does what a negotiation wants.
+    fn wish(&mut self, id: AgentId, o: Output, now: Instant) {
+        match o {
+            Output::Send(route, bytes) => self.send(route, bytes),
+            Output::Expect(tid) => {
+                self.tids.insert(tid, Owner::Agent(id));
+            }
+            Output::Permit { server, ip } => match self.turn_of(server) {
+                Some(t) => t.permit(ip, now),
+                None => {
+                    if let Some(a) = self.agents.get_mut(&id) {
+                        a.checker.permitted(server, ip, false);
+                    }
+                }
+            },
+            Output::Bind { server, peer } => {
+                self.binders.entry((server, peer)).or_default().push(id);
+                let out = &mut self.out;
+                match self.turn.iter_mut().find(|t| t.server() == server) {
+                    Some(t) => t.bind(peer, now, out),
+                    None => self.turn_event(server, TurnEvent::Bound(peer, Err("no such server".into())), now),
+                }
+            }
+            Output::Release { server, channel } => self.release(Path::Relay { server, channel }),
+            Output::Done(r) => self.done(id, r),
+        }
+    }
+
+    pub(super) fn send(&mut self, route: Route, bytes: Vec<u8>) {
+        let t = match route {
+            Route::Direct(a) => Transmit { path: Path::Direct(a), bytes },
+            Route::Relay { server, peer } => match self.turn.iter().find(|t| t.server() == server) {
+                Some(t) if t.relayed.is_some() => t.wrap(peer, bytes),
+                _ => return,
+            },
+        };
+        self.out.push(t);
+    }
+
+    fn done(&mut self, id: AgentId, r: Result<Chosen, String>) {
+        let troubles = self.troubles();
+        let Some(a) = self.agents.get_mut(&id) else { return };
+        let outcome = match r {
+            Ok(c) => {
+                let path = match (c.route, c.channel) {
+                    (Route::Relay { server, .. }, Some(channel)) => Path::Relay { server, channel },
+                    (route, _) => Path::Direct(route.peer()),
+                };
+                let (local_kind, remote_kind) = (c.local_kind, c.remote_kind);
+                Ok(Found { path, local_kind, remote_kind, rtt: c.rtt, why: c.why })
+            }
+            Err(why) => Err(Failed { why: format!("{why}{troubles}") }),
+        };
+        tracing::debug!(id, ?outcome, "negotiation ended");
+        let undelivered = a.outcome.take().and_then(|tx| tx.send(outcome).err());
+        if let Some(Ok(found)) = undelivered {
+            self.release(found.path);
+        }
+    }
+
+    fn troubles(&self) -> String {
+        let errors = self.stun.iter().filter_map(|s| s.error.as_ref());
+        errors.chain(self.turn.iter().filter_map(|t| t.error.as_ref())).map(|e| format!("; {e}")).collect()
+    }
+}
