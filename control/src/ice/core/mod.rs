@@ -274,7 +274,7 @@ impl Core {
         for tid in &a.checks {
             self.tids.remove(tid);
         }
-        if self.lingering.len() < MAX_LINGERING {
+        if self.lingering.len() < MAX_LINGERING && !a.finder.has_failed() {
             self.lingering.insert(a.ufrag, (a.key, now + LINGER));
         }
     }

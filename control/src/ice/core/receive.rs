@@ -59,7 +59,7 @@ impl Core {
     fn request(&mut self, route: Route, v: &View<'_>) {
         let ufrag = v.text(attr::USERNAME).and_then(|u| u.split(':').next()).unwrap_or_default();
         let agent = self.ufrags.get(ufrag).and_then(|id| self.agents.get(id));
-        if let Some(a) = agent.filter(|a| !a.finder.is_finished()) {
+        if let Some(a) = agent.filter(|a| a.finder.has_failed() || !a.finder.is_finished()) {
             if !v.signed_by(&a.key) {
                 self.drops.forged += 1;
             } else if !a.finder.incoming(route, v.bytes()) {

@@ -125,6 +125,25 @@ async fn a_closed_negotiation_answers_for_a_moment_and_leaves_nothing() {
     assert!(c.agents.is_empty() && c.ufrags.is_empty() && c.tids.is_empty() && c.lingering.is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_negotiation_that_failed_answers_nobody() {
+    let now = Instant::now();
+    let mut c = Core::new(1000, false);
+    let (tx, _candidates) = mpsc::unbounded_channel();
+    let (otx, _outcome) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let start =
+        |_, private| Finder::new(&runtime, Role::Controlled, credentials(), private, std::sync::Arc::new(Nowhere));
+    let id = c.negotiate(&credentials(), tx, otx, start, now).expect("room");
+    // The peer's credentials do not come.
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    c.receive(a("198.51.100.1:9"), &request("ours:theirs", "our-password"), now);
+    assert_eq!((c.take_transmits().len(), c.drops.unknown), (0, 1));
+    c.close_agent(id, now);
+    c.receive(a("198.51.100.1:9"), &request("ours:theirs", "our-password"), now);
+    assert_eq!((c.take_transmits().len(), c.drops.unknown), (0, 2));
+}
+
 #[test]
 fn a_probe_without_an_answer_ends() {
     let mut now = Instant::now();

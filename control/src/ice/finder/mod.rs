@@ -135,6 +135,11 @@ impl Finder {
         self.seam.push(route, bytes)
     }
 
+    /// Whether it ended without a path: the peer must not believe that there is one.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.seam.lock().broken.is_some()
+    }
+
     /// Whether the agent is closed.
     pub(crate) fn is_finished(&self) -> bool {
         self.seam.is_closed()

@@ -50,13 +50,18 @@ pub(super) async fn run(seam: Arc<Seam>, gone: oneshot::Receiver<()>) {
     let agent = match start(&seam).await {
         Ok(agent) => agent,
         Err(why) => {
+            let why = format!("no path: the ICE agent does not start: {why}");
+            seam.lock().broken = Some(why.clone());
             seam.close();
-            return seam.wire.done(Err(format!("no path: the ICE agent does not start: {why}")));
+            return seam.wire.done(Err(why));
         }
     };
     let life = async {
         let outcome = find(&seam, &agent).await;
         let found = outcome.is_ok();
+        if let Err(why) = &outcome {
+            seam.lock().broken.get_or_insert_with(|| why.clone());
+        }
         seam.wire.done(outcome);
         if found {
             tokio::time::sleep(LINGER).await;
