@@ -2,6 +2,9 @@
 
 use std::io::IsTerminal;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// How much is logged. `silent` turns everything off; `verbose` is `wireguard-go`'s word for debug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +36,17 @@ pub fn asked_level(option: Option<Level>) -> Option<Level> {
 /// is ignored, as `wireguard-go` does.
 pub fn start(asked: Option<Level>) {
     let filter = asked.map_or(LevelFilter::INFO, |l| l.0);
+    // It warns of every malformed datagram: anybody could fill the log. Ours are counted instead.
+    let quiet = LevelFilter::ERROR.min(filter);
+    let targets = Targets::new().with_default(filter).with_target("stun_types", quiet);
     // Fails only if logging runs already, which is as well.
     let _ = tracing_subscriber::fmt()
         .with_max_level(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        .finish()
+        .with(targets)
         .try_init();
 }
 

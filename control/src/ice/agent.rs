@@ -94,7 +94,7 @@ impl Agent {
     /// The peer's credentials. Only the first ones count.
     pub fn remote(&self, credentials: &Credentials) {
         if let Some(id) = self.id {
-            self.shared.with(|core, now| core.set_remote(id, credentials, now));
+            self.shared.with(|core, _| core.set_remote(id, credentials));
         }
     }
 

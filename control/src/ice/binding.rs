@@ -115,7 +115,7 @@ impl Binding {
         self.at = now + if self.busy { INTERVAL_BUSY } else { INTERVAL_IDLE };
         self.failures = 0;
         let Some(mapped) = v.mapped().filter(|_| v.class() == Class::Success) else {
-            let (code, phrase) = v.error().unwrap_or((0, "a response without an address"));
+            let (code, phrase) = v.error().unwrap_or((0, "a response without an address".into()));
             self.error = Some(format!("STUN server {}: {code} {phrase}", self.server));
             return Ok(Some(BindingEvent::Silent));
         };

@@ -8,14 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dataplane::{Path, SideDatagram};
+use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use super::agent::Agent;
 use super::candidate::Credentials;
-use super::checker::Role;
 use super::core::{Core, Drops};
+use super::finder::{Finder, Role};
 use super::stun::random;
 use super::types::{Failed, IceEvent, Port, ProbeError, ServerState, TurnServer};
+use super::wire::AgentWire;
 
 /// Events kept for a slow listener.
 const EVENTS: usize = 64;
@@ -52,6 +54,7 @@ impl Drop for Handle {
 pub(super) struct Shared {
     core: Mutex<Core>,
     port: Arc<dyn Port>,
+    runtime: Runtime,
     wake: Notify,
     events: broadcast::Sender<IceEvent>,
     stopped: AtomicBool,
@@ -70,6 +73,13 @@ impl Shared {
         core.poll(now);
         self.flush(core);
         r
+    }
+
+    /// Only sends something: nothing follows from that.
+    pub(super) fn send(&self, f: impl FnOnce(&mut Core)) {
+        let mut core = self.lock();
+        f(&mut core);
+        self.flush(core);
     }
 
     /// Sends what is to be sent. The lock is not held meanwhile: the port has its own.
@@ -133,6 +143,7 @@ pub fn start(port: Arc<dyn Port>, options: IceOptions) -> IceNode {
     let shared = Arc::new(Shared {
         core,
         port,
+        runtime: Runtime::current(),
         wake: Notify::new(),
         events: broadcast::Sender::new(EVENTS),
         stopped: AtomicBool::new(false),
@@ -208,8 +219,12 @@ impl IceNode {
         let credentials = new_credentials();
         let (candidates_in, candidates) = mpsc::unbounded_channel();
         let (outcome_in, outcome) = oneshot::channel();
-        let id =
-            self.0.shared.with(|core, now| core.negotiate(role, credentials.clone(), candidates_in, outcome_in, now));
+        let shared = &self.0.shared;
+        let start = |id, relay_private| {
+            let wire = Arc::new(AgentWire::new(shared, id));
+            Finder::new(&shared.runtime, role, credentials.clone(), relay_private, wire)
+        };
+        let id = shared.with(|core, now| core.negotiate(&credentials, candidates_in, outcome_in, start, now));
         Agent::new(self.0.shared.clone(), id, credentials, candidates, outcome)
     }
 

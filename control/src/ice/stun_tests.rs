@@ -94,5 +94,5 @@ fn what_follows_the_signature_is_not_looked_at() {
 #[test]
 fn error_codes_are_read_and_written() {
     let bytes = Writer::new(Class::Error, method::BINDING, &[1; 12]).error(487, "Role Conflict").finish();
-    assert_eq!(View::parse(&bytes).and_then(|v| v.error()), Some((487, "Role Conflict")));
+    assert_eq!(View::parse(&bytes).and_then(|v| v.error()), Some((487, "Role Conflict".to_owned())));
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::super::candidate::{Candidate, CandidateKind};
-use super::super::checker::{Relay, preference, priority};
+use super::super::finder::{Relay, preference, priority};
 use super::super::route::is_sendable;
 use super::Core;
 
@@ -56,7 +56,7 @@ impl Core {
         for a in self.agents.values_mut() {
             let done = settled || a.gathering_until <= now;
             let locals = candidates.iter().map(|c| (c.address, c.kind)).collect();
-            a.checker.set_local(families, locals, relays.clone(), done);
+            a.finder.set_local(families, locals, relays.clone(), done);
             let new: Vec<Candidate> =
                 candidates.iter().filter(|c| !a.told.contains(&(c.address, c.kind))).cloned().collect();
             a.told.extend(new.iter().map(|c| (c.address, c.kind)));

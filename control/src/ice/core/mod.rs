@@ -6,7 +6,7 @@ mod receive;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::binding::Binding;
 use super::candidate::{Candidate, CandidateKind, Credentials};
-use super::checker::{Checker, Role};
+use super::finder::Finder;
 use super::route::{Route, Transmit};
 use super::stun::{Key, Tid};
 use super::turn::{Account, Turn};
@@ -33,6 +33,8 @@ const MAX_LINGERING: usize = 1024;
 const MAX_PROBES: usize = 1024;
 /// Servers of each kind.
 const MAX_SERVERS: usize = 8;
+/// Checks of one negotiation whose answers are known by their ids.
+const MAX_CHECKS: usize = 512;
 /// How long a closed negotiation still answers: the peer may not have got our last answer.
 const LINGER: Duration = Duration::from_secs(10);
 /// A negotiation waits this long for servers before it says that it has told all its candidates.
@@ -50,7 +52,9 @@ enum Owner {
 }
 
 struct Agent {
-    checker: Checker,
+    finder: Finder,
+    /// Checks under way, oldest first.
+    checks: VecDeque<Tid>,
     ufrag: String,
     key: Key,
     /// `None` when all candidates have been told.
@@ -224,10 +228,10 @@ impl Core {
     /// Starts a negotiation; `None` if there are too many.
     pub(crate) fn negotiate(
         &mut self,
-        role: Role,
-        credentials: Credentials,
+        credentials: &Credentials,
         candidates: mpsc::UnboundedSender<Vec<Candidate>>,
         outcome: oneshot::Sender<Result<Found, Failed>>,
+        start: impl FnOnce(AgentId, bool) -> Finder,
         now: Instant,
     ) -> Option<AgentId> {
         if self.closed || self.agents.len() >= MAX_AGENTS {
@@ -238,7 +242,8 @@ impl Core {
         let agent = Agent {
             ufrag: credentials.ufrag.clone(),
             key: Key::short(&credentials.password),
-            checker: Checker::new(role, credentials, self.relay_private, now),
+            finder: start(id, self.relay_private),
+            checks: VecDeque::new(),
             candidates: Some(candidates),
             told: Vec::new(),
             gathering_until: now + GATHERING,
@@ -249,28 +254,27 @@ impl Core {
         Some(id)
     }
 
-    pub(crate) fn set_remote(&mut self, id: AgentId, c: &Credentials, now: Instant) {
+    pub(crate) fn set_remote(&mut self, id: AgentId, c: &Credentials) {
         if let Some(a) = self.agents.get_mut(&id) {
-            a.checker.set_remote(c, now);
+            a.finder.set_remote(c);
         }
     }
 
     pub(crate) fn add_remote(&mut self, id: AgentId, candidates: &[Candidate]) {
         if let Some(a) = self.agents.get_mut(&id) {
-            a.checker.add_remote(candidates);
+            a.finder.add_remote(candidates);
         }
     }
 
     /// Ends a negotiation. Its ufrag is answered for a moment longer.
     pub(crate) fn close_agent(&mut self, id: AgentId, now: Instant) {
-        if let Some(a) = self.agents.get_mut(&id) {
-            a.checker.abandon();
-        }
-        self.pump(now);
+        self.done(id, Err("no path: the negotiation was given up".into()));
         let Some(a) = self.agents.remove(&id) else { return };
         self.ufrags.remove(&a.ufrag);
-        self.tids.retain(|_, o| *o != Owner::Agent(id));
-        if self.lingering.len() < MAX_LINGERING {
+        for tid in &a.checks {
+            self.tids.remove(tid);
+        }
+        if self.lingering.len() < MAX_LINGERING && !a.finder.has_failed() {
             self.lingering.insert(a.ufrag, (a.key, now + LINGER));
         }
     }
@@ -304,8 +308,10 @@ impl Core {
         self.stun.clear();
         self.closed = true;
         self.probes.clear();
-        for a in self.agents.values_mut() {
-            a.checker.abandon();
+        let agents: Vec<AgentId> = self.agents.keys().copied().collect();
+        for id in agents {
+            self.done(id, Err("no path: the node was closed".into()));
+            self.close_agent(id, now);
         }
     }
 
@@ -322,7 +328,7 @@ impl Core {
             t.unreachable(now);
         }
         for a in self.agents.values_mut() {
-            a.checker.unreachable(&Route::direct(to));
+            a.finder.unreachable(&Route::direct(to));
         }
         self.refresh_agents(now);
     }
@@ -341,7 +347,6 @@ impl Core {
             t.poll(now, &mut self.out);
         }
         for a in self.agents.values_mut() {
-            a.checker.poll(now);
             changed |= a.candidates.is_some() && a.gathering_until <= now;
         }
         self.poll_probes(now);
@@ -355,10 +360,9 @@ impl Core {
     /// When to poll next; `None` if nothing depends on time.
     pub(crate) fn next(&self) -> Option<Instant> {
         let servers = self.stun.iter().map(Binding::next).chain(self.turn.iter().map(Turn::next));
-        let agents = self.agents.values().filter_map(|a| a.checker.next());
         let gathering = self.agents.values().filter(|a| a.candidates.is_some()).map(|a| a.gathering_until);
         let probes = self.probes.values().map(|p| p.next);
         let lingering = self.lingering.values().map(|l| l.1);
-        servers.chain(agents).chain(gathering).chain(probes).chain(lingering).min()
+        servers.chain(gathering).chain(probes).chain(lingering).min()
     }
 }

@@ -1,16 +1,17 @@
 //! Carries what servers say to negotiations, and what those want to servers and to the port.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use dataplane::Path;
 
 use super::super::binding::BindingEvent;
-use super::super::checker::{Chosen, Output};
+use super::super::finder::Chosen;
 use super::super::route::{Route, Transmit};
+use super::super::stun::{Class, View};
 use super::super::turn::TurnEvent;
 use super::super::types::{Failed, Found, IceEvent};
-use super::{AgentId, Core, Owner};
+use super::{Agent, AgentId, Core, MAX_CHECKS, Owner};
 
 /// Rounds of events that cause events.
 const MAX_ROUNDS: usize = 16;
@@ -26,13 +27,9 @@ impl Core {
                     self.turn_event(self.turn[i].server(), e, now);
                 }
             }
-            let mut wishes = Vec::new();
-            for (id, a) in &mut self.agents {
-                wishes.extend(a.checker.take_outputs().into_iter().map(|o| (*id, o)));
-            }
-            for (id, o) in wishes {
+            for (id, server, ip) in self.permits() {
                 moved = true;
-                self.wish(id, o, now);
+                self.permit(id, server, ip, now);
             }
             if !moved {
                 return;
@@ -40,8 +37,24 @@ impl Core {
             for t in &mut self.turn {
                 t.poll(now, &mut self.out);
             }
-            for a in self.agents.values_mut() {
-                a.checker.poll(now);
+        }
+    }
+
+    fn permits(&mut self) -> Vec<(AgentId, SocketAddr, IpAddr)> {
+        let of = |(id, a): (&AgentId, &mut Agent)| {
+            let id = *id;
+            a.finder.take_permits().into_iter().map(move |(server, ip)| (id, server, ip)).collect::<Vec<_>>()
+        };
+        self.agents.iter_mut().flat_map(of).collect()
+    }
+
+    fn permit(&mut self, id: AgentId, server: SocketAddr, ip: IpAddr, now: Instant) {
+        match self.turn_of(server) {
+            Some(t) => t.permit(ip, now),
+            None => {
+                if let Some(a) = self.agents.get_mut(&id) {
+                    a.finder.permitted(server, ip, false);
+                }
             }
         }
     }
@@ -64,12 +77,12 @@ impl Core {
             }
             TurnEvent::Permitted(ip, yes) => {
                 for a in self.agents.values_mut() {
-                    a.checker.permitted(server, ip, yes);
+                    a.finder.permitted(server, ip, yes);
                 }
             }
             TurnEvent::Bound(peer, r) => {
                 for id in self.binders.remove(&(server, peer)).unwrap_or_default() {
-                    let used = self.agents.get_mut(&id).is_some_and(|a| a.checker.bound(server, peer, &r));
+                    let used = self.agents.get_mut(&id).is_some_and(|a| a.finder.bound(server, peer, &r));
                     if let (false, Ok(channel)) = (used, &r) {
                         self.release(Path::Relay { server, channel: *channel });
                     }
@@ -83,7 +96,7 @@ impl Core {
         self.events.push(IceEvent::RelayLost { server, why: why.to_owned() });
         self.binders.retain(|(s, _), _| *s != server);
         for a in self.agents.values_mut() {
-            a.checker.relay_lost(server);
+            a.finder.relay_lost(server);
         }
     }
 
@@ -97,32 +110,29 @@ impl Core {
         self.refresh_agents(now);
     }
 
-    /// Does what a negotiation wants.
-    fn wish(&mut self, id: AgentId, o: Output, now: Instant) {
-        match o {
-            Output::Send(route, bytes) => self.send(route, bytes),
-            Output::Expect(tid) => {
-                self.tids.insert(tid, Owner::Agent(id));
-            }
-            Output::Permit { server, ip } => match self.turn_of(server) {
-                Some(t) => t.permit(ip, now),
-                None => {
-                    if let Some(a) = self.agents.get_mut(&id) {
-                        a.checker.permitted(server, ip, false);
-                    }
-                }
-            },
-            Output::Bind { server, peer } => {
-                self.binders.entry((server, peer)).or_default().push(id);
-                let out = &mut self.out;
-                match self.turn.iter_mut().find(|t| t.server() == server) {
-                    Some(t) => t.bind(peer, now, out),
-                    None => self.turn_event(server, TurnEvent::Bound(peer, Err("no such server".into())), now),
-                }
-            }
-            Output::Release { server, channel } => self.release(Path::Relay { server, channel }),
-            Output::Done(r) => self.done(id, r),
+    /// A negotiation needs a channel.
+    pub(crate) fn bind(&mut self, id: AgentId, server: SocketAddr, peer: SocketAddr, now: Instant) {
+        self.binders.entry((server, peer)).or_default().push(id);
+        let out = &mut self.out;
+        match self.turn.iter_mut().find(|t| t.server() == server) {
+            Some(t) => t.bind(peer, now, out),
+            None => self.turn_event(server, TurnEvent::Bound(peer, Err("no such server".into())), now),
         }
+    }
+
+    /// A negotiation sends: the answers to its checks are known by their ids.
+    pub(crate) fn send_check(&mut self, id: AgentId, route: Route, bytes: Vec<u8>) {
+        let Some(a) = self.agents.get_mut(&id) else { return };
+        if let Some(v) = View::parse(&bytes).filter(|v| v.class() == Class::Request) {
+            if a.checks.len() >= MAX_CHECKS
+                && let Some(oldest) = a.checks.pop_front()
+            {
+                self.tids.remove(&oldest);
+            }
+            a.checks.push_back(v.tid());
+            self.tids.insert(v.tid(), Owner::Agent(id));
+        }
+        self.send(route, bytes);
     }
 
     pub(super) fn send(&mut self, route: Route, bytes: Vec<u8>) {
@@ -136,9 +146,8 @@ impl Core {
         self.out.push(t);
     }
 
-    fn done(&mut self, id: AgentId, r: Result<Chosen, String>) {
+    pub(crate) fn done(&mut self, id: AgentId, r: Result<Chosen, String>) {
         let troubles = self.troubles();
-        let Some(a) = self.agents.get_mut(&id) else { return };
         let outcome = match r {
             Ok(c) => {
                 let path = match (c.route, c.channel) {
@@ -151,7 +160,11 @@ impl Core {
             Err(why) => Err(Failed { why: format!("{why}{troubles}") }),
         };
         tracing::debug!(id, ?outcome, "negotiation ended");
-        let undelivered = a.outcome.take().and_then(|tx| tx.send(outcome).err());
+        let tx = self.agents.get_mut(&id).and_then(|a| a.outcome.take());
+        let undelivered = match tx {
+            Some(tx) => tx.send(outcome).err(),
+            None => Some(outcome),
+        };
         if let Some(Ok(found)) = undelivered {
             self.release(found.path);
         }

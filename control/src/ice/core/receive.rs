@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::super::candidate::CandidateKind;
 use super::super::candidate::Credentials;
-use super::super::checker::{preference, priority};
+use super::super::finder::{preference, priority};
 use super::super::route::{Route, Transmit};
 use super::super::stun::{Class, Key, View, Writer, attr, looks_like_stun, method, random};
 use super::super::turn::Turn;
@@ -50,23 +50,28 @@ impl Core {
                     None => self.drops.malformed += 1,
                 }
             }
-            (Class::Request, method::BINDING, _) => self.request(route, &v, now),
+            (Class::Request, method::BINDING, _) => self.request(route, &v),
             (Class::Success | Class::Error, _, _) => self.response(route, &v, now),
             _ => self.drops.unknown += 1,
         }
     }
 
-    fn request(&mut self, route: Route, v: &View<'_>, now: Instant) {
+    fn request(&mut self, route: Route, v: &View<'_>) {
         let ufrag = v.text(attr::USERNAME).and_then(|u| u.split(':').next()).unwrap_or_default();
-        if let Some(a) = self.ufrags.get(ufrag).and_then(|id| self.agents.get_mut(id)) {
-            if a.checker.request(route, v) {
-                a.checker.poll(now);
-            } else {
+        let agent = self.ufrags.get(ufrag).and_then(|id| self.agents.get(id));
+        if let Some(a) = agent.filter(|a| a.finder.has_failed() || !a.finder.is_finished()) {
+            if !v.signed_by(&a.key) {
                 self.drops.forged += 1;
+            } else if !a.finder.incoming(route, v.bytes()) {
+                self.drops.unknown += 1;
             }
             return;
         }
-        let Some(key) = self.answers.get(ufrag).or_else(|| self.lingering.get(ufrag).map(|l| &l.0)) else {
+        let Some(key) = agent
+            .map(|a| &a.key)
+            .or_else(|| self.answers.get(ufrag))
+            .or_else(|| self.lingering.get(ufrag).map(|l| &l.0))
+        else {
             self.drops.unknown += 1;
             return;
         };
@@ -99,10 +104,8 @@ impl Core {
         }
         match self.tids.get(&v.tid()) {
             Some(Owner::Agent(id)) => {
-                if let Some(a) = self.agents.get_mut(id) {
-                    a.checker.response(v.tid(), route, v, now);
-                    a.checker.poll(now);
-                }
+                let taken = self.agents.get(id).is_some_and(|a| a.finder.incoming(route, v.bytes()));
+                self.drops.unknown += u64::from(!taken);
             }
             Some(Owner::Probe(id)) => {
                 let id = *id;

@@ -1,5 +1,6 @@
 use super::Core;
-use crate::ice::checker::Role;
+use crate::ice::finder::{Chosen, Finder, Role, Wire};
+use crate::ice::route::Route;
 use crate::ice::stun::{Class, Key, View, Writer, attr, method};
 use crate::ice::types::TurnServer;
 use crate::ice::{Credentials, ProbeError};
@@ -90,14 +91,26 @@ fn probes_are_answered_while_the_link_lives_and_only_with_the_right_password() {
     assert!(c.take_transmits().is_empty());
 }
 
-#[test]
-fn a_closed_negotiation_answers_for_a_moment_and_leaves_nothing() {
+struct Nowhere;
+
+impl Wire for Nowhere {
+    fn send(&self, _: Route, _: &[u8]) {}
+    fn bind(&self, _: SocketAddr, _: SocketAddr) {}
+    fn release(&self, _: SocketAddr, _: u16) {}
+    fn done(&self, _: Result<Chosen, String>) {}
+}
+
+#[tokio::test]
+async fn a_closed_negotiation_answers_for_a_moment_and_leaves_nothing() {
     let mut now = Instant::now();
     let mut c = Core::new(1000, false);
     let (tx, mut candidates) = mpsc::unbounded_channel();
     let (otx, mut outcome) = oneshot::channel();
     c.set_hosts(vec!["198.18.0.1".parse().expect("ip")], now);
-    let id = c.negotiate(Role::Controlled, credentials(), tx, otx, now).expect("room");
+    let runtime = tokio::runtime::Handle::current();
+    let start =
+        |_, private| Finder::new(&runtime, Role::Controlled, credentials(), private, std::sync::Arc::new(Nowhere));
+    let id = c.negotiate(&credentials(), tx, otx, start, now).expect("room");
     assert_eq!(candidates.try_recv().expect("host").len(), 1);
     assert!(candidates.try_recv().is_err() && candidates.is_closed(), "without servers that is all");
     let from = a("198.51.100.1:9");
@@ -110,6 +123,25 @@ fn a_closed_negotiation_answers_for_a_moment_and_leaves_nothing() {
     c.receive(from, &request("ours:theirs", "our-password"), now);
     assert_eq!((c.take_transmits().len(), c.next()), (0, None), "nothing is waited for any more");
     assert!(c.agents.is_empty() && c.ufrags.is_empty() && c.tids.is_empty() && c.lingering.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_negotiation_that_failed_answers_nobody() {
+    let now = Instant::now();
+    let mut c = Core::new(1000, false);
+    let (tx, _candidates) = mpsc::unbounded_channel();
+    let (otx, _outcome) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let start =
+        |_, private| Finder::new(&runtime, Role::Controlled, credentials(), private, std::sync::Arc::new(Nowhere));
+    let id = c.negotiate(&credentials(), tx, otx, start, now).expect("room");
+    // The peer's credentials do not come.
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    c.receive(a("198.51.100.1:9"), &request("ours:theirs", "our-password"), now);
+    assert_eq!((c.take_transmits().len(), c.drops.unknown), (0, 1));
+    c.close_agent(id, now);
+    c.receive(a("198.51.100.1:9"), &request("ours:theirs", "our-password"), now);
+    assert_eq!((c.take_transmits().len(), c.drops.unknown), (0, 2));
 }
 
 #[test]

@@ -197,7 +197,7 @@ impl Turn {
     }
 
     fn refused(&mut self, r: Request, v: &View<'_>, now: Instant, out: &mut Vec<Transmit>) {
-        let (code, phrase) = v.error().unwrap_or((0, "error without a code"));
+        let (code, phrase) = v.error().unwrap_or((0, "error without a code".into()));
         let text = format!("{code} {}", phrase.chars().take(60).collect::<String>());
         let may_sign = code == 438 || (code == 401 && !r.signed);
         if may_sign && r.stale < MAX_STALE && self.take_nonce(v) {
