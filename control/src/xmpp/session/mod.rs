@@ -66,6 +66,8 @@ enum Timer {
     Publish,
     Join(BareJid),
     Affiliations(BareJid),
+    /// Ask an account for its descriptors.
+    Fetch(BareJid),
     /// Look once more for descriptors, and after how long again.
     Look(Duration),
 }
@@ -101,6 +103,8 @@ pub(super) struct Session {
     pep_configured: bool,
     /// Failed tries to publish, in a row.
     pep_tries: u32,
+    /// Accounts whose descriptors we may not read, or that have none, and how often we tried.
+    refused: BTreeMap<BareJid, u32>,
     pending: BTreeMap<u64, Pending>,
     next_id: u64,
     timers: BTreeMap<Timer, Instant>,
@@ -130,6 +134,7 @@ impl Session {
             present: false,
             pep_configured: false,
             pep_tries: 0,
+            refused: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_id: 0,
             timers: BTreeMap::new(),
@@ -193,6 +198,12 @@ impl Session {
                 Timer::Publish => self.publish_now(now),
                 Timer::Join(room) => self.join(&room, now),
                 Timer::Affiliations(room) => self.ask_affiliations(&room, now),
+                Timer::Fetch(account) => {
+                    if self.members.is_member(&account) {
+                        self.nodes.ask_anew(&account);
+                        self.fetch_some(now);
+                    }
+                }
                 Timer::Look(wait) => self.look_again(wait, now),
             }
         }

@@ -22,6 +22,8 @@ const MAX_ASKING: usize = 32;
 pub(super) const FIRST_LOOK: Duration = Duration::from_secs(2);
 /// The same after a new member: the server may not let us read its node before it has told both of us.
 pub(super) const QUICK_LOOK: Duration = Duration::from_millis(500);
+/// Tries to read an account's node that the server does not let us read.
+const MOST_TRIES: u32 = 6;
 const LAST_LOOK: Duration = Duration::from_secs(64);
 const NODE_CONFIG: &str = "http://jabber.org/protocol/pubsub#node_config";
 const PUBLISH_OPTIONS: &str = "http://jabber.org/protocol/pubsub#publish-options";
@@ -160,9 +162,17 @@ impl Session {
         self.fetch_some(now);
         let Some(iq) = iq else { return };
         if iq.attr("type") == Some("error") {
-            // Also if there is no such node: a server that lost it in a crash says nothing about who is a member.
+            // Also if there is no such node: a server that lost it in a crash says nothing about who is a member. One
+            // that has just made us members of a group may not let us read it yet.
+            let tries = self.refused.entry(account.clone()).or_default();
+            *tries += 1;
+            let tries = *tries;
+            if tries <= MOST_TRIES {
+                self.timers.insert(Timer::Fetch(account.clone()), now + self.again_after(tries));
+            }
             return;
         }
+        self.refused.remove(account);
         let items = iq.get_child("pubsub", ns::PUBSUB).and_then(|p| p.get_child("items", ns::PUBSUB));
         let Some(items) = items.filter(|i| i.attr("node") == Some(NODE)) else { return };
         self.items(account, items, ns::PUBSUB, now);

@@ -145,6 +145,7 @@ impl Session {
         self.recheck();
         if push {
             // New members have descriptors already.
+            self.refused.clear();
             self.fetch_all(now);
             self.timers.insert(Timer::Look(pep::QUICK_LOOK), now + pep::QUICK_LOOK);
         } else {
