@@ -1,6 +1,7 @@
 //! The state of a running node as `status`, `peers` and `links` show it and as `--json` prints it.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -64,6 +65,12 @@ pub struct NetworkStatus {
     pub host_addresses: Vec<String>,
     /// Subnets offered to the group.
     pub routes: Vec<String>,
+    /// The data plane's counters that are not zero, by the names that `ipop-fast stats` has for them.
+    #[serde(default)]
+    pub traffic: BTreeMap<String, u64>,
+    /// Its drops by reason, those that are not zero.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
     /// What a person should know: address conflicts, refused keys, colliding routes.
     pub warnings: Vec<String>,
     /// Members that have a descriptor, and links to them.

@@ -6,6 +6,7 @@ use super::run::Node;
 use crate::admin::status::{LinkStatus, NetworkStatus, PeerStatus, ServerStatus, Status, XmppStatus};
 use crate::ice::{ServerKind, ServerState};
 use dataplane::Engine;
+use std::collections::BTreeMap;
 
 /// All of it.
 pub(super) fn status(node: &Node) -> Status {
@@ -67,6 +68,7 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
             ..PeerStatus::default()
         });
     }
+    let stats = n.engine.stats();
     peers.sort_by(|a, b| (&a.name, &a.jid).cmp(&(&b.name, &b.jid)));
     NetworkStatus {
         network: n.name.clone(),
@@ -76,9 +78,15 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
         listen_port: n.port,
         host_addresses: n.host_addresses.iter().map(ToString::to_string).collect(),
         routes: n.config.routes.iter().map(ToString::to_string).collect(),
+        traffic: counted(&stats.traffic),
+        drops: counted(&stats.drops),
         warnings: n.conflict.iter().chain(&n.warnings).cloned().collect(),
         peers,
     }
+}
+
+fn counted(rows: &[(&'static str, u64)]) -> BTreeMap<String, u64> {
+    rows.iter().filter(|(_, n)| *n > 0).map(|(name, n)| ((*name).to_owned(), *n)).collect()
 }
 
 fn peer(p: &Peer) -> PeerStatus {

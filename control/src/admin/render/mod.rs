@@ -72,6 +72,7 @@ fn network(out: &mut String, n: &NetworkStatus) {
     // The first two and failures are what one looks for, zero or not.
     let shown = counts.iter().filter(|(n, what)| *n > 0 || !matches!(*what, "being made" | "idle"));
     list(out, "links", &shown.map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>());
+    list(out, "dropped", &n.drops.iter().map(|(why, n)| format!("{n} {}", plain(why))).collect::<Vec<_>>());
 }
 
 /// The path in use.

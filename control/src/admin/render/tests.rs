@@ -56,6 +56,8 @@ fn example() -> Status {
         listen_port: 51820,
         host_addresses: (1..12).map(|i| format!("192.168.100.{i}")).collect(),
         routes: vec!["10.9.0.0/16".to_owned()],
+        traffic: [("tun_packets_in".to_owned(), 10)].into(),
+        drops: [("no_route".to_owned(), 7), ("replayed".to_owned(), 1)].into(),
         warnings: vec!["172.16.10.2 is also claimed by vm9, which took it later".to_owned()],
         peers: vec![
             peer("vm2", "172.16.10.3", true, direct),
