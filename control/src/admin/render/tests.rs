@@ -115,6 +115,7 @@ group:my_pragma_group_1 on ipop0
   routes      10.9.0.0/16
   peers       5 known, 4 online
   links       1 direct, 1 relayed, 1 being made, 1 failing, 1 idle
+  dropped     7 no_route, 1 replayed
 ";
     assert_eq!(status(&example()), expected);
 }
