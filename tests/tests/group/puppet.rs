@@ -89,8 +89,18 @@ impl Puppet {
 
     /// Sends a signal and gives the answer.
     pub(crate) fn signal(&self, to: &str, signal: Signal) -> Result<Result<(), SignalError>> {
+        self.signals(to, vec![signal])?.pop().context("no answer")
+    }
+
+    /// Sends signals at once, and gives the answers in their order. Each may take as long as an answer may.
+    pub(crate) fn signals(&self, to: &str, signals: Vec<Signal>) -> Result<Vec<Result<(), SignalError>>> {
         let runtime = self.runtime.as_ref().context("it has ended")?;
-        Ok(runtime.block_on(self.xmpp.signal(to, signal)))
+        let send = |signal| {
+            let (xmpp, to) = (self.xmpp.clone(), to.to_owned());
+            runtime.spawn(async move { xmpp.signal(&to, signal).await })
+        };
+        let sent: Vec<_> = signals.into_iter().map(send).collect();
+        sent.into_iter().map(|s| runtime.block_on(s).context("a signal")).collect()
     }
 
     /// Says goodbye.
