@@ -222,6 +222,7 @@ impl Peer {
             link::Role::Controlling => ice::Role::Controlling,
             link::Role::Controlled => ice::Role::Controlled,
         };
+        tracing::debug!("{}: negotiation {sid} begins, {role:?}", self.id.jid);
         let subject = Subject { link: self.id.clone(), sid: sid.clone(), role, network: hands.network.to_owned() };
         let running = negotiation::start(subject, hands.ice, hands.xmpp, hands.events.clone());
         if let Some((_, offer)) = self.offered.remove(&sid) {

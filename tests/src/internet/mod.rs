@@ -4,20 +4,21 @@
 //!   hosts -- lan bridge [gateway] wan -- [core] -- srv bridge -- servers
 //! ```
 //! Addresses are those set aside for documentation and benchmarks: uplinks in 198.51.100.0/24, servers in
-//! 203.0.113.0/24, sites with public addresses in 198.18.0.0/16, LANs behind a NAT in 10.0.0.0/8.
+//! 203.0.113.0/24, sites with public addresses in 198.18.0.0/16, LANs behind a NAT in 10.0.0.0/8. Whoever asks for
+//! IPv6 gets it without NAT and without a filter: servers in 2001:db8:1::/64, LANs in 2001:db8:3:SITE::/64.
 
 mod gateway;
 pub mod probe;
 mod site;
 
 use std::cell::Cell;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::ns::{Namespace, link};
+use crate::ns::{Namespace, add_address, link};
 use crate::process::{output, run, wait_for};
 
 pub use gateway::Gateway;
@@ -89,6 +90,20 @@ impl Internet {
 }
 
 impl Server {
+    /// Gives it an IPv6 address as well.
+    ///
+    /// # Errors
+    /// When `ip` says no: no IPv6 in this kernel.
+    pub fn add_ipv6(&self) -> Result<Ipv6Addr> {
+        let core = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+        let address = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, self.address.octets()[3].into());
+        route_ipv6(&self.core)?;
+        self.core.ip(&format!("addr replace {core}/64 dev {SERVER_BRIDGE} nodad"))?;
+        add_address(&self.ns, "eth0", &format!("{address}/64"))?;
+        self.ns.ip(&format!("route add default via {core}"))?;
+        Ok(address)
+    }
+
     /// Gives it one more public address.
     ///
     /// # Errors
@@ -138,4 +153,9 @@ fn router(ns: &Namespace) -> Result<()> {
     // -e: it need not have it.
     let bridges = ["net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0"];
     run(ns.command("sysctl").arg("-eqw").args(bridges)).map(drop)
+}
+
+/// Has a namespace forward IPv6 packets.
+fn route_ipv6(ns: &Namespace) -> Result<()> {
+    run(ns.command("sysctl").args(["-qw", "net.ipv6.conf.all.forwarding=1"])).map(drop)
 }

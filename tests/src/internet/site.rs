@@ -1,12 +1,12 @@
 //! A site: a gateway and hosts on its LAN.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
 
-use super::{Gateway, answers, plug, router};
-use crate::ns::{Namespace, link};
+use super::{Gateway, answers, plug, route_ipv6, router};
+use crate::ns::{Namespace, add_address, link};
 use crate::process::run;
 
 /// Hosts have addresses from here on.
@@ -126,6 +126,32 @@ impl Site {
         ns.ip(&format!("route replace default via {gateway}"))?;
         self.hosts[host].address = address;
         Ok(address)
+    }
+
+    /// Takes the hosts' IPv4 addresses away and gives each a public IPv6 one instead; gives these.
+    ///
+    /// # Errors
+    /// When `ip` says no: no IPv6 in this kernel.
+    pub fn only_ipv6(&self) -> Result<Vec<Ipv6Addr>> {
+        let n = u16::from(self.number);
+        let on = |net, last: u8| Ipv6Addr::new(0x2001, 0xdb8, net, n, 0, 0, 0, last.into());
+        let (near, wan, router) = (on(2, 1), on(2, 2), on(3, 1));
+        route_ipv6(&self.core)?;
+        route_ipv6(&self.gateway)?;
+        add_address(&self.core, &format!("site{n}"), &format!("{near}/64"))?;
+        add_address(&self.gateway, "wan", &format!("{wan}/64"))?;
+        add_address(&self.gateway, "lan", &format!("{router}/64"))?;
+        self.gateway.ip(&format!("route add default via {near}"))?;
+        self.core.ip(&format!("route add {}/64 via {wan}", on(3, 0)))?;
+        let mut given = Vec::new();
+        for host in &self.hosts {
+            let address = on(3, host.address.octets()[3]);
+            host.ns.ip("-4 addr flush dev eth0")?;
+            add_address(&host.ns, "eth0", &format!("{address}/64"))?;
+            host.ns.ip(&format!("route add default via {router}"))?;
+            given.push(address);
+        }
+        Ok(given)
     }
 
     /// Cuts the site off from the internet, or joins it again. Its LAN goes on.

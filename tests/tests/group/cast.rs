@@ -40,6 +40,8 @@ pub(crate) enum Xmpp {
     Ejabberd,
     /// With coturn beside it.
     ProsodyAndCoturn,
+    /// Without STUN and TURN.
+    Prosody,
 }
 
 /// Everything of one scene. Nodes go first, namespaces last.
@@ -68,6 +70,7 @@ pub(crate) fn group_scene(share: Share, xmpp: Xmpp, body: impl FnOnce() -> Resul
             needs.extend(prosody_needs());
             needs.push(Need::Program("turnserver"));
         }
+        Xmpp::Prosody => needs.extend(prosody_needs()),
     }
     play(share, &needs, || {
         ensure!(has_up(), "the ipop-fast under test has no command `up`");
@@ -105,15 +108,42 @@ impl Cast {
         Self::with(internet, sites, hosts.into(), xmpp)
     }
 
+    /// Sites with one host each and a prosody, with nothing but IPv6 between them.
+    pub(crate) fn on_ipv6(sites: u8) -> Result<Self> {
+        let internet = Internet::new()?;
+        let site = |n| internet.site(&format!("site{n}"), Gateway::Public, 1);
+        let sites = (0..sites).map(site).collect::<Result<Vec<_>>>()?;
+        for s in &sites {
+            s.only_ipv6()?;
+        }
+        let (server, nodes) = (internet.server("server")?, sites.len());
+        let address = server.add_ipv6()?.into();
+        Self::at(internet, sites, nodes, Xmpp::Prosody, server, address)
+    }
+
     fn with(internet: Internet, sites: Vec<Site>, nodes: usize, xmpp: Xmpp) -> Result<Self> {
-        let (server, ca) = (internet.server("server")?, Ca::new()?);
-        let mut setup = Setup::new("ipop.example", server.address.into());
+        let server = internet.server("server")?;
+        let address = server.address.into();
+        Self::at(internet, sites, nodes, xmpp, server, address)
+    }
+
+    fn at(
+        internet: Internet,
+        sites: Vec<Site>,
+        nodes: usize,
+        xmpp: Xmpp,
+        server: Server,
+        address: IpAddr,
+    ) -> Result<Self> {
+        let ca = Ca::new()?;
+        let mut setup = Setup::new("ipop.example", address);
         let members: Vec<String> = (0..nodes).map(user).collect();
         setup.users = members.iter().map(String::as_str).chain([STRANGER]).map(|u| (u.into(), password(u))).collect();
         setup.groups = vec![(GROUP.into(), members.clone())];
         setup.rooms = vec![(ROOM.into(), members)];
         let (xmpp, turn): (Box<dyn servers::Server>, _) = match xmpp {
             Xmpp::Ejabberd => (Box::new(Ejabberd::start(&server.ns, &ca, &setup)?), None),
+            Xmpp::Prosody => (Box::new(Prosody::start(&server.ns, &ca, &setup)?), None),
             Xmpp::ProsodyAndCoturn => {
                 let turn = TurnServer::start_with_secret(&server, SECRET)?;
                 let at = (turn_server::address(server.address), SECRET);

@@ -56,6 +56,24 @@ fn every_node_also_has_a_stable_ipv6_address_that_answers() {
 }
 
 #[test]
+fn nodes_with_nothing_but_ipv6_between_them_meet_directly() {
+    group_scene(Share::Shared, Xmpp::Prosody, || {
+        let mut cast = Cast::on_ipv6(2)?;
+        cast.start_all()?;
+        cast.reach(0, 1)?;
+        let link = wait_path(&cast, 0, 1, "direct")?;
+        let theirs = cast.nodes[1].network()?;
+        let address: std::net::SocketAddr = link.address.as_deref().context("no address")?.parse()?;
+        let hosts = &theirs.host_addresses;
+        ensure!(hosts.len() == 1 && hosts[0].starts_with("2001:db8:3:"), "{hosts:?}");
+        ensure!(address.ip().to_string() == hosts[0] && address.port() == theirs.listen_port, "{link:?} to {hosts:?}");
+        carries(&cast, 0, 1)?;
+        carries(&cast, 1, 0)?;
+        cast.alive()
+    });
+}
+
+#[test]
 fn on_demand_links_are_not_made_before_a_packet_and_proactive_ones_are() {
     group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
         let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::Public; 3])?;
