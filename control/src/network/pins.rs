@@ -70,11 +70,12 @@ impl Pins {
         }
     }
 
-    /// Remembers the outcome of [`Self::check`]: pins a first key, notes a refused one for [`Self::accept`]. Returns
-    /// whether there is something to store. With [`MAX_PINS`] nothing more is pinned.
+    /// Remembers the outcome of [`Self::check`]: pins a first key, notes a refused one for [`Self::accept`], and forgets
+    /// that one when the pinned key is back: what nobody says any more is not to be accepted by mistake. Returns whether
+    /// there is something to store. With [`MAX_PINS`] nothing more is pinned.
     pub fn note(&mut self, account: &str, device: &str, network: &str, key: &PublicKey) -> bool {
         match self.find(account, device, network) {
-            Ok(i) if self.pins[i].key == key.0 => false,
+            Ok(i) if self.pins[i].key == key.0 => self.pins[i].refused.take().is_some(),
             Ok(i) => self.pins[i].refused.replace(key.0) != Some(key.0),
             Err(_) if self.pins.len() >= MAX_PINS => false,
             Err(i) => {
@@ -188,6 +189,17 @@ mod tests {
         assert_eq!((pins.accept("a@x/other"), pins.accept("b@x"), pins.accept("a@x/d")), (0, 0, 1));
         assert_eq!(check(&pins, 2), PinVerdict::Same { order: 0 });
         assert_eq!(check(&pins, 1), PinVerdict::Changed { pinned: key(2) });
+    }
+
+    #[test]
+    fn a_refused_key_is_not_accepted_once_the_pinned_one_is_back() {
+        let mut pins = Pins::default();
+        for n in [1, 2, 1] {
+            assert!(pins.note("a@x", "d", "group:g", &key(n)));
+        }
+        assert!(!pins.note("a@x", "d", "group:g", &key(1)), "nothing is left to forget");
+        assert_eq!(pins.accept("a@x"), 0);
+        assert_eq!(pins.check("a@x", "d", "group:g", &key(1)), PinVerdict::Same { order: 0 });
     }
 
     #[test]
