@@ -1,21 +1,18 @@
 //! Two nodes in memory: handshakes between their tunnels, and shards without a kernel.
 
 use crate::Noise;
-use arc_swap::{ArcSwap, ArcSwapOption};
-use crossbeam::channel::{Receiver, bounded};
 use dataplane::crypto::Backend;
 use dataplane::io::event::Bell;
 use dataplane::io::memory::{Arrival, Memory};
 use dataplane::shard::{Shard, TunFormat};
-use dataplane::shared::{KEEPER_QUEUE, Mailbox, SIDE_QUEUE, Shared, ToKeeper};
-use dataplane::stats::{Counters, Stats};
+use dataplane::shared::{Mailbox, Queues, Shared};
+use dataplane::stats::Stats;
 use dataplane::table::Routes;
 use dataplane::tunnel::limits::REKEY_TIMEOUT;
 use dataplane::tunnel::{Output, Peer, PrivateKey, Rng, SessionTable, Tunnel};
-use dataplane::{Path, SideDatagram, Time, WallTime};
+use dataplane::{Path, Time, WallTime};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16};
 use std::time::Duration;
 
 struct Seeded(Noise);
@@ -144,35 +141,24 @@ pub struct Station {
     address: SocketAddr,
     shared: Arc<Shared>,
     now: Time,
-    _keeper: Receiver<ToKeeper>,
-    _side: Receiver<SideDatagram>,
+    _queues: Queues,
 }
 
 impl Station {
     fn new(node: &Node, now: Time) -> Self {
-        let (keeper, keeper_out) = bounded(KEEPER_QUEUE);
-        let (side, side_out) = bounded(SIDE_QUEUE);
         let (mailbox, commands) = Mailbox::new(Arc::new(Bell::new().expect("an eventfd")));
         let mut routes = Routes::new();
         for all in ["0.0.0.0/0", "::/0"] {
             routes.insert(all.parse().expect("a prefix"), node.peer.clone());
         }
-        let shared = Arc::new(Shared {
-            routes: ArcSwap::from_pointee(routes),
-            sessions: node.sessions.clone(),
-            mac: ArcSwapOption::from(node.tunnel.mac_verifier()),
-            relays: ArcSwap::default(),
-            mtu: AtomicU16::new(crate::packets::MTU as u16),
-            udp_gso: AtomicBool::new(true),
-            tun_gso: AtomicBool::new(true),
-            keeper,
-            side,
-            mailboxes: vec![mailbox],
-            counters: vec![Arc::new(Counters::default())],
-        });
+        let (mut shared, queues) = Shared::new(vec![mailbox], crate::packets::MTU as u16);
+        shared.routes.store(Arc::new(routes));
+        shared.sessions = node.sessions.clone();
+        shared.mac.store(node.tunnel.mac_verifier());
+        let shared = Arc::new(shared);
         let format = TunFormat { vnet: true, tso: true, uso: true };
         let shard = Shard::new(0, Memory::default(), shared.clone(), commands, format);
-        Self { node: None, shard, address: node.address, shared, now, _keeper: keeper_out, _side: side_out }
+        Self { node: None, shard, address: node.address, shared, now, _queues: queues }
     }
 
     /// Puts datagrams of `segment` bytes each, back to back, into the socket.

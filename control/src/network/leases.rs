@@ -1,4 +1,4 @@
-//! What a node chose for itself and keeps over restarts: its address and UDP port in each network.
+//! What a node chose for itself and keeps over restarts: its address in each network.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -11,9 +11,6 @@ pub struct Lease {
     pub address: IpAddr,
     /// When it was taken, milliseconds since 1970.
     pub since: u64,
-    /// The UDP port, once chosen.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
 }
 
 /// By network name. Serialises to JSON.
@@ -36,15 +33,8 @@ impl Leases {
         if old.is_some_and(|l| l.address == address) {
             return false;
         }
-        let port = old.and_then(|l| l.port);
-        self.networks.insert(network.to_owned(), Lease { address, since: now, port });
+        self.networks.insert(network.to_owned(), Lease { address, since: now });
         true
-    }
-
-    /// The UDP port for a network that has an address. Returns whether there is something to store.
-    pub fn set_port(&mut self, network: &str, port: u16) -> bool {
-        let Some(lease) = self.networks.get_mut(network) else { return false };
-        lease.port.replace(port) != Some(port)
     }
 }
 
@@ -53,17 +43,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_keeps_its_age_and_port_while_the_address_is_the_same() {
+    fn a_lease_keeps_its_age_while_the_address_is_the_same() {
         let mut leases = Leases::default();
         let (a, b): (IpAddr, IpAddr) = ("10.0.0.1".parse().expect("address"), "10.0.0.2".parse().expect("address"));
-        assert!(!leases.set_port("group:g", 1));
         assert!(leases.take("group:g", a, 5));
         assert!(!leases.take("group:g", a, 9));
-        assert!(leases.set_port("group:g", 51820) && !leases.set_port("group:g", 51820));
-        assert_eq!(leases.get("group:g"), Some(Lease { address: a, since: 5, port: Some(51820) }));
+        assert_eq!(leases.get("group:g"), Some(Lease { address: a, since: 5 }));
         assert!(leases.take("group:g", b, 9));
         let text = serde_json::to_string(&leases).expect("JSON");
         let again: Leases = serde_json::from_str(&text).expect("JSON");
-        assert_eq!(again.get("group:g"), Some(Lease { address: b, since: 9, port: Some(51820) }));
+        assert_eq!(again.get("group:g"), Some(Lease { address: b, since: 9 }));
     }
 }

@@ -1,5 +1,6 @@
 //! Who is a peer, and which address is ours: from members, descriptors and pins to plans.
 
+use super::network::Around;
 use super::run::{LEASES, Node, PINS};
 use crate::admin::Response;
 use crate::config::AddressChoice;
@@ -76,7 +77,15 @@ impl Node {
             }
             n.refused.clone_from(&plan.refused);
             let signaling = self.connection.online;
-            n.apply(plan, &self.present, own_jid, signaling, &self.host, &self.xmpp, &self.events).await;
+            let around = Around {
+                online: &self.present,
+                our_jid: own_jid,
+                signaling,
+                host: &self.host,
+                xmpp: &self.xmpp,
+                events: &self.events,
+            };
+            n.apply(plan, &around).await;
         }
     }
 
@@ -168,9 +177,8 @@ impl Node {
             }
             return false;
         };
-        let mut keep = self.leases.take(&n.name, address, now_ms());
+        let keep = self.leases.take(&n.name, address, now_ms());
         let since = self.leases.get(&n.name).map_or(0, |l| l.since);
-        keep |= self.leases.set_port(&n.name, n.port);
         n.address = Some((address, since));
         n.conflict = None;
         if keep {

@@ -32,6 +32,18 @@ pub(super) use hands;
 /// Length of the prefix of stable IPv6 addresses.
 const ULA_LEN: u8 = 64;
 
+/// What a network's plan is carried out with.
+pub(super) struct Around<'a> {
+    /// Full JIDs that are there.
+    pub(super) online: &'a HashSet<String>,
+    pub(super) our_jid: Option<&'a str>,
+    /// We are logged in.
+    pub(super) signaling: bool,
+    pub(super) host: &'a Host,
+    pub(super) xmpp: &'a Xmpp,
+    pub(super) events: &'a mpsc::Sender<Event>,
+}
+
 /// One network.
 pub(super) struct Network {
     id: NetworkId,
@@ -61,7 +73,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Makes the interface and starts the engine. `port`: the one used before.
+    /// Makes the interface and starts the engine.
     ///
     /// # Errors
     /// No interface, no engine, no thread.
@@ -69,7 +81,6 @@ impl Network {
         id: NetworkId,
         config: NetworkConfig,
         keys: &Keys,
-        port: Option<u16>,
         args: &UpArgs,
         relay_private: bool,
         events: &mpsc::Sender<Event>,
@@ -86,17 +97,11 @@ impl Network {
         if let Some(port) = config.listen_port {
             let update = Update { listen_port: Some(port), ..Update::default() };
             engine.configure(update).map_err(Error::Engine)?;
-        } else if let Some(port) = port {
-            // The port of the last time keeps mappings and firewall rules; any other does as well.
-            if let Err(e) = engine.configure(Update { listen_port: Some(port), ..Update::default() }) {
-                tracing::info!("{interface}: another UDP port than last time: {e}");
-            }
         }
+        // Any other port is new at each start: a TURN server gives a port no second allocation (437) as long as it knows
+        // the one of a process that was killed.
         let port = engine.state().listen_port;
-        let ice = ice::start(
-            Arc::new(EnginePort { engine: engine.clone(), port }),
-            IceOptions { relay_private, ..IceOptions::default() },
-        );
+        let ice = ice::start(Arc::new(EnginePort { engine: engine.clone(), port }), IceOptions { relay_private });
         let ferry =
             Ferry::start(id, &engine, ice.clone(), events.clone()).map_err(|e| Error::io("start a thread", e))?;
         let mut seed = [0; 8];
@@ -174,17 +179,9 @@ impl Network {
         self.address.map(|(a, _)| a).into_iter().chain([IpAddr::V6(self.ula)]).collect()
     }
 
-    /// Makes peers, the data plane and the host's routes what `plan` says. `online`: full JIDs that are there.
-    pub(super) async fn apply(
-        &mut self,
-        plan: Plan,
-        online: &HashSet<String>,
-        our_jid: Option<&str>,
-        signaling: bool,
-        host: &Host,
-        xmpp: &Xmpp,
-        events: &mpsc::Sender<Event>,
-    ) {
+    /// Makes peers, the data plane and the host's routes what `plan` says.
+    pub(super) async fn apply(&mut self, plan: Plan, around: &Around<'_>) {
+        let Around { online, our_jid, signaling, host, xmpp, events } = *around;
         let Plan { peers: planned, warnings, .. } = plan;
         let keep: HashMap<&str, &PlannedPeer> = planned.iter().map(|p| (p.jid.as_str(), p)).collect();
         let gone: Vec<String> = self

@@ -155,9 +155,8 @@ impl Node {
         let host = Host::new()?;
         let mut networks = Vec::new();
         for (id, network) in config.networks.iter().enumerate() {
-            let port = leases.get(&network.group.network()).and_then(|l| l.port);
             let relay_private = config.ice.relay_private;
-            let network = Network::open(id, network.clone(), keys, port, args, relay_private, events)?;
+            let network = Network::open(id, network.clone(), keys, args, relay_private, events)?;
             networks.push(network);
         }
         let settings = xmpp::Settings {
