@@ -130,6 +130,11 @@ impl Nodes {
         events
     }
 
+    /// Whether any node of an account said something about itself.
+    pub(super) fn has_any(&self, account: &BareJid) -> bool {
+        devices(&self.descriptors, account) > 0
+    }
+
     pub(super) fn has_descriptor(&self, node: &Node) -> bool {
         self.descriptors.contains_key(node)
     }

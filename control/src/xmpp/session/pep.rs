@@ -121,7 +121,12 @@ impl Session {
         let mut all: BTreeSet<BareJid> = self.members.accounts().cloned().collect();
         all.insert(self.account.clone());
         for account in all {
-            self.nodes.ask(&account, now);
+            if self.nodes.has_any(&account) {
+                self.nodes.ask(&account, now);
+            } else {
+                // It may have been asked a moment ago, before it was removed and let in again.
+                self.nodes.ask_anew(&account);
+            }
         }
         self.fetch_some(now);
     }
