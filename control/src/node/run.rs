@@ -11,7 +11,7 @@ use crate::config::NodeConfig;
 use crate::host::Host;
 use crate::ice::IceEvent;
 use crate::identity::{Descriptor, Keys, StateLock};
-use crate::link::Input;
+use crate::link::{Input, Link, State};
 use crate::link_watch::LinkWatch;
 use crate::network::{Leases, Pins, Store};
 use crate::xmpp::{self, Signal, SignalRequest, Verdict, Xmpp};
@@ -490,14 +490,16 @@ impl Node {
 
     fn take_ice(&mut self, id: usize, event: &IceEvent) {
         let n = &mut self.networks[id];
-        let concerns = |path: Option<Path>| match (event, path) {
-            (IceEvent::Changed { .. }, _) | (IceEvent::RelayUp { .. }, None) => true,
+        let concerns = |link: &Link| match (event, link.path().map(|(path, _)| path)) {
+            (IceEvent::Changed { .. }, _) => true,
+            // Also for a negotiation under way: it has told its candidates, and there was no relay among them.
+            (IceEvent::RelayUp { .. }, _) => link.state() != State::Up,
             (IceEvent::RelayLost { server, .. }, Some(Path::Relay { server: used, .. })) => *server == used,
             _ => false,
         };
         tracing::debug!("{}: {event:?}", n.name);
         let hands = hands!(n, &self.xmpp, &self.events);
-        for p in n.peers.values_mut().filter(|p| concerns(p.link.path().map(|(path, _)| path))) {
+        for p in n.peers.values_mut().filter(|p| concerns(&p.link)) {
             p.handle(Input::NetworkChanged, &hands);
         }
     }
