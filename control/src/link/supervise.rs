@@ -36,6 +36,7 @@ impl Link {
         let was = std::mem::replace(&mut self.online, true);
         self.reset_backoff(now, Duration::ZERO);
         if !was {
+            self.able_at = now;
             self.suppressed = false;
             // It may have been restarted and know nothing of us.
             self.liveness.ask(now);
@@ -56,6 +57,7 @@ impl Link {
 
     pub(super) fn signaling_up(&mut self, now: Time) {
         if !std::mem::replace(&mut self.signaling, true) {
+            self.able_at = now;
             self.suppressed = false;
             self.reset_backoff(now, timing::SPREAD);
         }
@@ -257,7 +259,7 @@ impl Link {
             _ if self.attempts.iter().any(super::attempt::Attempt::trying) => State::Handshaking,
             _ if self.attempts.iter().any(super::attempt::Attempt::searching) => State::Negotiating,
             Some(_) => State::Failing,
-            None if self.next_start().is_some() => State::Failing,
+            None if self.failures > 0 && self.next_attempt().is_some() => State::Failing,
             None => State::Idle,
         }
     }
@@ -278,7 +280,9 @@ impl Link {
             (State::Negotiating, None) if self.failures > 0 => format!("looking for a path; before: {}", self.why),
             (State::Negotiating, None) => "looking for a path".to_owned(),
             (State::Handshaking, _) => "a path was found; waiting for the peer's tunnel".to_owned(),
-            (State::Idle, _) if self.wants() && !self.closed => blocked.unwrap_or(&self.why).to_owned(),
+            (State::Idle, _) if self.wants() && !self.closed => {
+                blocked.unwrap_or("about to look for a path").to_owned()
+            }
             (State::Failing, _) => match blocked {
                 Some(b) => format!("{}; {b}", self.why),
                 None => self.why.clone(),

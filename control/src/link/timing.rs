@@ -19,6 +19,9 @@ pub(super) const HANDSHAKE_SECOND: Duration = ms(250);
 pub(super) const LINGER: Duration = ms(2_000);
 /// After a lost tie the winner's initiate is on its way, or was already lost.
 pub(super) const TIE_GRACE: Duration = ms(2_000);
+/// What an end with the larger JID lets the other one have before it begins by itself: a negotiation that the other one
+/// began at once has been offered by then, also over a slow server.
+pub(super) const CEDE: Duration = ms(2_000);
 
 /// First wait after a failed attempt, doubled with each.
 pub(super) const RETRY_FIRST: Duration = ms(1_000);
