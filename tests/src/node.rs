@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -56,6 +56,8 @@ pub struct Options {
     pub ice_lines: String,
     /// `LOG_LEVEL`.
     pub level: String,
+    /// More variables of its environment.
+    pub environment: Vec<(String, String)>,
 }
 
 /// The overlay of all tests.
@@ -76,6 +78,7 @@ impl Options {
             network_lines: String::new(),
             ice_lines: String::new(),
             level: "debug".into(),
+            environment: Vec::new(),
         }
     }
 
@@ -292,6 +295,15 @@ impl Node {
         Ok(())
     }
 
+    /// Waits until it has ended by itself; how, and its log.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn ended(&mut self, limit: Duration) -> Result<(ExitStatus, String)> {
+        let status = self.process.wait(limit)?;
+        Ok((status, self.process.log()))
+    }
+
     /// Starts it again, after [`Self::kill`] or [`Self::leave`], with the state that it left.
     ///
     /// # Errors
@@ -329,6 +341,7 @@ fn launch(namespace: &str, options: &Options, dir: &Path) -> Result<Process> {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", namespace]).arg(Implementation::under_test().binary()?);
     command.args(["up", "-c"]).arg(dir.join("node.toml")).current_dir(dir);
+    command.envs(options.environment.iter().map(|(k, v)| (k, v)));
     command.env("LOG_LEVEL", &options.level).env("NOTIFY_SOCKET", dir.join("notify"));
     Process::start(&format!("node {}", options.name), &mut command)
 }

@@ -29,6 +29,11 @@ pub enum Request {
         /// Bare JID (all its devices), or full JID.
         jid: String,
     },
+    /// Forget the pinned keys of a peer.
+    ForgetPins {
+        /// Bare JID (all its devices), or full JID.
+        jid: String,
+    },
     /// Read the configuration again, as SIGHUP does.
     Reload,
 }

@@ -62,20 +62,24 @@ pub fn pins(args: &PinsArgs) -> Result<ExitCode, Error> {
         PinsCommand::List { choice, json } => {
             main(View::Pins, &ViewArgs { choice: choice.clone(), json: *json, ..ViewArgs::default() })
         }
-        PinsCommand::Accept { jid, choice } => {
-            let (mut text, mut refusals) = (String::new(), Vec::new());
-            for socket in chosen(choice, Path::new(SOCKET_DIR))? {
-                match ask(&socket, &Request::AcceptPin { jid: jid.clone() }) {
-                    Ok(Response::Done { message }) => text += &format!("{}: {message}\n", name_of(&socket)),
-                    Ok(_) => refusals.push(format!("{}: an answer to another question", name_of(&socket))),
-                    Err(e) => refusals.push(format!("{}: {e}", name_of(&socket))),
-                }
-            }
-            print(text.as_bytes())?;
-            // With several nodes, the peer may be known to one of them only.
-            if text.is_empty() { Err(Error::Client(refusals.join("\n"))) } else { Ok(ExitCode::SUCCESS) }
+        PinsCommand::Accept { jid, choice } => order(choice, &Request::AcceptPin { jid: jid.clone() }),
+        PinsCommand::Forget { jid, choice } => order(choice, &Request::ForgetPins { jid: jid.clone() }),
+    }
+}
+
+/// Has every chosen node do something, and says what each made of it.
+fn order(choice: &NodeChoice, request: &Request) -> Result<ExitCode, Error> {
+    let (mut text, mut refusals) = (String::new(), Vec::new());
+    for socket in chosen(choice, Path::new(SOCKET_DIR))? {
+        match ask(&socket, request) {
+            Ok(Response::Done { message }) => text += &format!("{}: {message}\n", name_of(&socket)),
+            Ok(_) => refusals.push(format!("{}: an answer to another question", name_of(&socket))),
+            Err(e) => refusals.push(format!("{}: {e}", name_of(&socket))),
         }
     }
+    print(text.as_bytes())?;
+    // With several nodes, the peer may be known to one of them only.
+    if text.is_empty() { Err(Error::Client(refusals.join("\n"))) } else { Ok(ExitCode::SUCCESS) }
 }
 
 /// Writes to standard output. A reader that has seen enough (`| head`) is no error.

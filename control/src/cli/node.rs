@@ -87,6 +87,15 @@ pub enum PinsCommand {
         #[command(flatten)]
         choice: NodeChoice,
     },
+    /// Forget the pinned keys of a peer, as of devices that are gone; what it shows next is pinned
+    Forget {
+        /// Bare JID (all its devices) or full JID
+        #[arg(value_parser = jid)]
+        jid: String,
+        /// Which node.
+        #[command(flatten)]
+        choice: NodeChoice,
+    },
 }
 
 /// Arguments of `import`.

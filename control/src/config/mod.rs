@@ -174,7 +174,7 @@ pub struct NetworkConfig {
     pub links: LinkPolicy,
     /// An on-demand link that carries nothing for so long is closed.
     pub idle_timeout: Duration,
-    /// UDP port; `None`: chosen once and kept in the state directory.
+    /// UDP port; `None`: any, a new one at each start.
     pub listen_port: Option<u16>,
     /// Of the interface.
     pub mtu: u16,

@@ -120,33 +120,46 @@ impl Host {
         Ok(())
     }
 
-    /// Routes `prefix` to `interface`. A route that is there already is fine.
+    /// Takes the routes `old` away from `interface` and routes `new` to it; gives those of `new` that the kernel does not
+    /// take, and why. One that is there already, or away already, is fine. The kernel's tables are read once at most: a
+    /// member may offer hundreds of routes.
     ///
     /// # Errors
-    /// [`Error::Io`]: no such interface, no permission, or another interface has that route.
-    pub async fn add_route(&self, prefix: Prefix, interface: &str) -> Result<(), Error> {
+    /// [`Error::Io`]: no such interface, or the kernel does not answer.
+    pub async fn change_routes(
+        &self,
+        interface: &str,
+        old: &[Prefix],
+        new: &[Prefix],
+    ) -> Result<Vec<(Prefix, String)>, Error> {
         let index = self.index(interface).await?;
-        let what = format!("route {prefix} to {interface}");
-        let added = async { unless(self.handle.route().add(route(prefix, index)).execute().await, &[Errno::EXIST]) };
-        ask(&what, added).await?;
-        let there = |r: &Route| r.prefix == prefix && r.index == Some(index);
-        if dump::routes(&self.handle, prefix.address().is_ipv4()).await?.iter().any(there) {
-            return Ok(());
-        }
-        Err(Error::io(what, std::io::Error::other("this machine has such a route to another interface")))
-    }
-
-    /// Takes the route to `prefix` away from `interface`. A route or interface that is not there is fine.
-    ///
-    /// # Errors
-    /// [`Error::Io`]: no permission.
-    pub async fn del_route(&self, prefix: Prefix, interface: &str) -> Result<(), Error> {
-        let Some(link) = dump::links(&self.handle).await?.into_iter().find(|l| l.name == interface) else {
-            return Ok(());
+        let (mut refused, mut doubtful) = (Vec::new(), Vec::new());
+        let work = async {
+            for prefix in old {
+                let gone = [Errno::SRCH, Errno::NOENT, Errno::NODEV];
+                unless(self.handle.route().del(route(*prefix, index)).execute().await, &gone)?;
+            }
+            for prefix in new {
+                match self.handle.route().add(route(*prefix, index)).execute().await {
+                    Ok(()) => {}
+                    Err(e) if errno(&e) == Some(Errno::EXIST) => doubtful.push(*prefix),
+                    Err(e) => refused.push((*prefix, failure("add it", &e).to_string())),
+                }
+            }
+            Ok(())
         };
-        let gone = [Errno::SRCH, Errno::NOENT, Errno::NODEV];
-        let done = async { unless(self.handle.route().del(route(prefix, link.index)).execute().await, &gone) };
-        ask(&format!("remove the route {prefix} from {interface}"), done).await
+        ask(&format!("change the routes to {interface}"), work).await?;
+        for v4 in [true, false] {
+            let of_family: Vec<Prefix> = doubtful.iter().filter(|p| p.address().is_ipv4() == v4).copied().collect();
+            if of_family.is_empty() {
+                continue;
+            }
+            let present = dump::routes(&self.handle, v4).await?;
+            let ours = |p: &Prefix| present.iter().any(|r: &Route| r.prefix == *p && r.index == Some(index));
+            let others = of_family.into_iter().filter(|p| !ours(p));
+            refused.extend(others.map(|p| (p, "this machine has such a route to another interface".to_owned())));
+        }
+        Ok(refused)
     }
 
     /// Addresses at which other machines may reach us: of interfaces that are up and not in `exclude` (our overlays),

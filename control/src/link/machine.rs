@@ -294,7 +294,8 @@ impl Link {
     }
 
     /// Whether somebody needs the link.
-    pub(super) const fn wants(&self) -> bool {
+    #[must_use]
+    pub const fn wants(&self) -> bool {
         (self.config.proactive && !self.suppressed) || self.wanted_at.is_some()
     }
 

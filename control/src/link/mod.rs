@@ -168,7 +168,7 @@ pub enum Input {
         /// There and back.
         rtt: Duration,
     },
-    /// A probe was not answered in 500 ms, or could not be sent.
+    /// A probe could not be sent, or was refused. One that is merely not answered need not be told: the link waits 700 ms.
     ProbeFailed,
     /// Our addresses, default route or mapped address changed.
     NetworkChanged,

@@ -50,7 +50,7 @@ pub(super) const NETWORK_AGAIN: Duration = ms(2_000);
 pub(super) const UNANSWERED: Duration = ms(1_000);
 /// Nothing came for so long: ask. Also keeps NAT mappings: 30 s is the shortest that is common.
 pub(super) const QUIET_PATH: Duration = ms(15_000);
-/// A probe that nobody reported on failed; later than the 500 ms after which its sender does.
+/// A probe that nobody reported on failed. Its sender repeats it twice in this time.
 pub(super) const PROBE_LOST: Duration = ms(700);
 /// From an unanswered probe to the next one.
 pub(super) const PROBE_AGAIN: [Duration; 3] = [ms(500), ms(1_000), ms(1_000)];

@@ -1,13 +1,13 @@
 //! Who is a peer, and which address is ours: from members, descriptors and pins to plans.
 
-use super::network::Around;
+use super::network::{Around, Network};
 use super::run::{LEASES, Node, PINS};
 use crate::admin::Response;
 use crate::config::AddressChoice;
-use crate::network::address::{OwnAddress, Settlement, choose, settle, usable};
-use crate::network::members::split_jid;
-use crate::network::{Inputs, Node as Member, Own, plan};
-use dataplane::tunnel::PublicKey;
+use crate::network::address::{OwnAddress, Settlement, choose, host_prefix, settle, usable};
+use crate::network::members::{claims, split_jid};
+use crate::network::{Inputs, Node as Member, Own, Refused, plan};
+use dataplane::table::Prefix;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -22,44 +22,18 @@ impl Node {
     /// Makes the plan of every network again and carries it out.
     pub(super) async fn refresh(&mut self) {
         let interfaces: Vec<String> = self.config.networks.iter().map(|n| n.interface.clone()).collect();
-        let underlay = self.host.local_routes(&interfaces).await.unwrap_or_else(|e| {
-            tracing::warn!("{e}");
-            Vec::new()
-        });
+        match self.host.local_routes(&interfaces).await {
+            Ok(routes) => self.underlay = Some(routes),
+            Err(e) => tracing::warn!("{e}"),
+        }
         for id in 0..self.networks.len() {
             self.readdress(id, false).await;
+            let plan = self.with_inputs(id, plan);
             let n = &self.networks[id];
-            let mut members: HashSet<String> = self.members.get(&n.name).into_iter().flatten().cloned().collect();
-            // Our other devices.
-            members.insert(self.config.xmpp.jid.clone());
-            let own_jid = self.jid.as_deref();
-            let nodes: Vec<Member<'_>> = self
-                .descriptors
-                .iter()
-                .filter(|(jid, _)| Some(jid.as_str()) != own_jid)
-                .map(|(jid, descriptor)| Member { jid, descriptor })
-                .collect();
-            let addresses = n.addresses();
-            let subnets = n.subnets();
-            let plan = plan(&Inputs {
-                network: &n.name,
-                own: Own {
-                    public_key: n.public_key,
-                    addresses: &addresses,
-                    since: n.address.map_or(u64::MAX, |(_, since)| since),
-                    routes: &n.config.routes,
-                },
-                subnets: &subnets,
-                secret: n.config.secret.as_ref().map(|s| s.as_slice()),
-                accept_routes: n.config.accept_routes,
-                underlay: &underlay,
-                members: &members,
-                nodes: &nodes,
-                pins: &self.pins,
-            });
             let mut pinned = false;
             let seen = plan.peers.iter().map(|p| (&p.jid, &p.public_key));
-            for (jid, key) in seen.chain(plan.refused.iter().map(|r| (&r.jid, &r.public_key))) {
+            let changed = plan.refused.iter().filter(|r| r.pinned.is_some()).map(|r| (&r.jid, &r.public_key));
+            for (jid, key) in seen.chain(changed) {
                 let (account, device) = split_jid(jid);
                 pinned |= self.pins.note(account, device, &n.name, key);
             }
@@ -67,7 +41,8 @@ impl Node {
                 self.keep_pins();
             }
             let n = &mut self.networks[id];
-            for r in plan.refused.iter().filter(|r| !n.refused.iter().any(|o| o.public_key == r.public_key)) {
+            let new = |r: &&Refused| !n.refused.iter().any(|o| o.public_key == r.public_key && o.jid == r.jid);
+            for r in plan.refused.iter().filter(|r| r.pinned.is_some()).filter(new) {
                 tracing::error!(
                     "THE KEY OF {} CHANGED to {}: it is refused until you say `ipop-fast pins accept {}`",
                     r.jid,
@@ -79,7 +54,7 @@ impl Node {
             let signaling = self.connection.online;
             let around = Around {
                 online: &self.present,
-                our_jid: own_jid,
+                our_jid: self.jid.as_deref(),
                 signaling,
                 host: &self.host,
                 xmpp: &self.xmpp,
@@ -104,40 +79,80 @@ impl Node {
     /// A person trusts the new key of `jid`.
     pub(super) fn accept_pin(&mut self, jid: &str) -> Response {
         match self.pins.accept(jid) {
-            0 => {
+            keys if keys.is_empty() => {
                 Response::Error { message: format!("no changed key of {jid} was refused: there is nothing to accept") }
             }
-            n => {
+            keys => {
                 self.keep_pins();
                 self.stir();
-                tracing::warn!("the changed key of {jid} was accepted");
-                Response::Done { message: format!("{n} changed key(s) of {jid} accepted") }
+                let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+                let message = format!("accepted of {jid}: {}", keys.join(", "));
+                tracing::warn!("changed keys were {message}");
+                Response::Done { message }
             }
         }
     }
 
-    /// Addresses that other members say they have in network `id`.
-    fn taken(&self, id: usize) -> Vec<(PublicKey, u64, IpAddr)> {
+    /// A person does not need the pinned keys of `jid` any more.
+    pub(super) fn forget_pins(&mut self, jid: &str) -> Response {
+        match self.pins.forget(jid) {
+            0 => Response::Error { message: format!("no key of {jid} is pinned") },
+            n => {
+                self.keep_pins();
+                self.stir();
+                tracing::warn!("{n} pinned keys of {jid} were forgotten");
+                Response::Done {
+                    message: format!("{n} pinned key(s) of {jid} forgotten; what it shows next is pinned"),
+                }
+            }
+        }
+    }
+
+    /// All that the plan of network `id` depends on.
+    fn with_inputs<T>(&self, id: usize, f: impl FnOnce(&Inputs<'_>) -> T) -> T {
         let n = &self.networks[id];
-        let Some(subnet) = n.subnet() else { return Vec::new() };
-        let members = self.members.get(&n.name);
-        let own = &self.config.xmpp.jid;
-        let said = self.descriptors.iter().filter(|(jid, _)| Some(*jid) != self.jid.as_ref());
-        said.filter(|(jid, _)| {
-            let account = split_jid(jid).0;
-            account == own || members.is_some_and(|m| m.contains(account))
+        let mut members: HashSet<String> = self.members.get(&n.name).into_iter().flatten().cloned().collect();
+        // Our other devices.
+        members.insert(self.config.xmpp.jid.clone());
+        let others = self.descriptors.iter().filter(|(jid, _)| Some(jid.as_str()) != self.jid.as_deref());
+        let nodes: Vec<Member<'_>> = others.map(|(jid, descriptor)| Member { jid, descriptor }).collect();
+        let subnets = n.subnets();
+        // Of the network's own addresses: `claims` are about the others.
+        let own = n.addresses();
+        f(&Inputs {
+            network: &n.name,
+            own: Own {
+                account: &self.config.xmpp.jid,
+                public_key: n.public_key,
+                addresses: &own,
+                since: n.address.map_or(u64::MAX, |(_, since)| since),
+                routes: &n.config.routes,
+            },
+            subnets: &subnets,
+            secret: n.config.secret.as_ref().map(|s| s.as_slice()),
+            // Without knowing what this machine reaches by itself, nobody's routes are taken.
+            accept_routes: n.config.accept_routes && self.underlay.is_some(),
+            underlay: &self.guarded(id),
+            members: &members,
+            nodes: &nodes,
+            online: &self.present,
+            pins: &self.pins,
         })
-        .flat_map(|(_, d)| &d.networks)
-        .filter(|d| d.network == n.name && d.public_key != n.public_key)
-        .flat_map(|d| d.addresses.iter().map(|p| (d.public_key, d.since, p.address())))
-        .filter(|(_, _, a)| subnet.contains(*a))
-        .collect()
+    }
+
+    /// What no member of network `id` may take over by offering a route.
+    fn guarded(&self, id: usize) -> Vec<Prefix> {
+        let local = self.underlay.iter().flatten().copied();
+        let others = self.networks.iter().enumerate().filter(|(i, _)| *i != id).flat_map(|(_, n)| n.reaches());
+        let endpoints = self.networks.iter().flat_map(Network::endpoints);
+        let hosts = self.servers.addresses().chain(endpoints).map(host_prefix);
+        local.chain(others).chain(hosts).collect()
     }
 
     /// Finds our address in network `id`: the configured one, the one of the last time, or, if the others' are `known`,
     /// one that nobody has. True if it is another one than before.
     pub(super) fn choose_address(&mut self, id: usize, known: bool) -> bool {
-        let others = self.taken(id);
+        let others = self.with_inputs(id, claims);
         let n = &mut self.networks[id];
         let (fixed, subnet) = (matches!(n.config.address, AddressChoice::Fixed(..)), n.subnet());
         let Some(subnet) = subnet else { return false };

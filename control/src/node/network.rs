@@ -49,6 +49,16 @@ pub(super) struct Around<'a> {
     pub(super) events: &'a mpsc::Sender<Event>,
 }
 
+/// Of one link; must differ from all others'.
+fn seed() -> u64 {
+    let mut seed = [0; 8];
+    // It has worked for the keys, and will again.
+    if getrandom::fill(&mut seed).is_err() {
+        tracing::error!("the system gives no random bytes: session ids may be guessed");
+    }
+    u64::from_le_bytes(seed)
+}
+
 /// One network.
 pub(super) struct Network {
     id: NetworkId,
@@ -71,9 +81,10 @@ pub(super) struct Network {
     pub(super) conflict: Option<String>,
     /// Of the last plan, and of what the host refused.
     pub(super) warnings: Vec<String>,
-    pub(super) host_addresses: Vec<IpAddr>,
-    /// Differs in every link.
-    seed: u64,
+    /// Underlay addresses; `None` until they were looked at.
+    pub(super) host_addresses: Option<Vec<IpAddr>>,
+    /// Routes that the kernel did not take, until this machine's own change.
+    pub(super) refused_routes: BTreeSet<Prefix>,
     _ferry: Ferry,
 }
 
@@ -109,8 +120,6 @@ impl Network {
         let ice = ice::start(Arc::new(EnginePort { engine: engine.clone(), port }), IceOptions { relay_private });
         let ferry =
             Ferry::start(id, &engine, ice.clone(), events.clone()).map_err(|e| Error::io("start a thread", e))?;
-        let mut seed = [0; 8];
-        getrandom::fill(&mut seed).map_err(|e| Error::io("get random bytes", std::io::Error::other(e.to_string())))?;
         Ok(Self {
             id,
             ula: ula(&name, &public_key),
@@ -126,8 +135,8 @@ impl Network {
             refused: Vec::new(),
             conflict: None,
             warnings: Vec::new(),
-            host_addresses: Vec::new(),
-            seed: u64::from_le_bytes(seed),
+            host_addresses: None,
+            refused_routes: BTreeSet::new(),
             config,
             _ferry: ferry,
         })
@@ -135,11 +144,7 @@ impl Network {
 
     /// The prefixes of which members have addresses.
     pub(super) fn subnets(&self) -> Vec<Prefix> {
-        let own = match self.config.address {
-            AddressChoice::Fixed(a, len) => Prefix::new(a, len),
-            AddressChoice::Within(p) => Some(p),
-        };
-        own.into_iter().chain([ula_prefix(&self.name)]).collect()
+        self.subnet().into_iter().chain([ula_prefix(&self.name)]).collect()
     }
 
     /// The subnet of which our own address is.
@@ -212,7 +217,6 @@ impl Network {
                 }
                 continue;
             }
-            self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let config = LinkConfig {
                 proactive: self.config.links == LinkPolicy::Proactive,
                 idle_timeout: self.config.idle_timeout,
@@ -223,7 +227,7 @@ impl Network {
             tracing::info!("{}: {} ({}) is a member, key {}", self.name, p.jid, p.name, p.public_key);
             self.by_key.insert(p.public_key, p.jid.clone());
             fresh.push(p.jid.clone());
-            let peer = Peer::new(id, p, Link::new(config, self.seed));
+            let peer = Peer::new(id, p, Link::new(config, seed()));
             update.peers.push(peer.entry());
             self.peers.insert(peer.planned.jid.clone(), peer);
         }
@@ -249,25 +253,41 @@ impl Network {
     /// Routes the members' subnets to the interface.
     async fn route(&mut self, host: &Host) {
         let wanted: BTreeSet<Prefix> = self.peers.values().flat_map(|p| p.planned.routes.iter().copied()).collect();
+        self.refused_routes.retain(|p| wanted.contains(p));
         let old: Vec<Prefix> = self.routed.difference(&wanted).copied().collect();
-        for prefix in old {
-            if let Err(e) = host.del_route(prefix, &self.config.interface).await {
-                tracing::warn!("{}: {e}", self.name);
-            }
-            self.routed.remove(&prefix);
-        }
-        let new: Vec<Prefix> = wanted.difference(&self.routed).copied().collect();
-        for prefix in new {
-            match host.add_route(prefix, &self.config.interface).await {
-                Ok(()) => {
-                    self.routed.insert(prefix);
-                }
+        let new: Vec<Prefix> =
+            wanted.difference(&self.routed).filter(|p| !self.refused_routes.contains(p)).copied().collect();
+        if !old.is_empty() || !new.is_empty() {
+            let refused = match host.change_routes(&self.config.interface, &old, &new).await {
+                Ok(refused) => refused,
                 Err(e) => {
+                    // The interface is on its way out, or netlink hangs: the next plan tries again.
                     tracing::warn!("{}: {e}", self.name);
-                    self.warnings.push(e.to_string());
+                    return;
                 }
+            };
+            for p in old {
+                self.routed.remove(&p);
+            }
+            self.routed.extend(new.into_iter().filter(|p| !refused.iter().any(|(r, _)| r == p)));
+            for (prefix, why) in refused {
+                tracing::warn!("{}: the route {prefix} is not taken: {why}", self.name);
+                self.refused_routes.insert(prefix);
             }
         }
+        let more = self.refused_routes.iter().map(|p| format!("the route {p} is not taken: the kernel refuses it"));
+        self.warnings.extend(more);
+    }
+
+    /// All that is reached through this network: nothing of it may be routed into another one.
+    pub(super) fn reaches(&self) -> impl Iterator<Item = Prefix> {
+        self.subnets().into_iter().chain(self.config.routes.iter().copied()).chain(self.routed.iter().copied())
+    }
+
+    /// Where datagrams for members go: a route that covers such an address would send them into the tunnel that they
+    /// carry.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = IpAddr> {
+        self.peers.values().filter_map(|p| p.link.path()).map(|(path, _)| path.address().ip())
     }
 
     /// The peer with this key.

@@ -1,6 +1,6 @@
 //! The node's loop.
 
-use super::event::{Event, LinkId, Progress};
+use super::event::{Event, LinkId, Progress, Servers};
 use super::network::{Network, hands};
 use super::peer::Hands;
 use super::{servers, view};
@@ -15,6 +15,7 @@ use crate::link::{Input, Link, State};
 use crate::link_watch::LinkWatch;
 use crate::network::{Leases, Pins, Store};
 use crate::xmpp::{self, Signal, SignalRequest, Verdict, Xmpp};
+use dataplane::table::Prefix;
 use dataplane::{Closed, Engine, Path};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -68,7 +69,10 @@ pub(super) struct Node {
     pub(super) descriptors: BTreeMap<String, Descriptor>,
     /// Full JIDs.
     pub(super) present: HashSet<String>,
+    pub(super) servers: Servers,
     pub(super) servers_problem: Option<String>,
+    /// What this machine reaches by itself, as it was last seen; `None`: not known.
+    pub(super) underlay: Option<Vec<Prefix>>,
     pub(super) events: mpsc::Sender<Event>,
     finding_servers: Option<AbortHandle>,
     /// Something changed that the plan depends on.
@@ -76,7 +80,6 @@ pub(super) struct Node {
     sweep_at: Option<Instant>,
     pub(super) choose_at: Option<Instant>,
     look_at: Instant,
-    was_online: bool,
 }
 
 /// Runs a node until it is told to end.
@@ -198,14 +201,15 @@ impl Node {
             members: HashMap::new(),
             descriptors: BTreeMap::new(),
             present: HashSet::new(),
+            servers: Servers::default(),
             servers_problem: None,
+            underlay: None,
             events: events.clone(),
             finding_servers: None,
             dirty: None,
             sweep_at: None,
             choose_at: None,
             look_at: Instant::now(),
-            was_online: false,
         };
         for id in 0..node.networks.len() {
             node.choose_address(id, false);
@@ -319,20 +323,20 @@ impl Node {
             }
             Event::Ice(id, event) => self.take_ice(id, &event),
             Event::Negotiation { link, sid, what } => self.take_progress(&link, sid, what),
-            Event::Probe { link, rtt } => {
-                let input = rtt.map_or(Input::ProbeFailed, |rtt| Input::ProbeAnswered { rtt });
-                self.tell(&link, input);
-            }
+            Event::Probe { link, path, rtt } => self.probed(&link, path, rtt),
             Event::Host => self.host_changed().await,
-            Event::Servers { stun, turn, problem, lifetime } => {
+            Event::Servers { servers, complete, problem, lifetime } => {
                 if let Some(p) = problem.as_ref().filter(|p| self.servers_problem.as_ref() != Some(*p)) {
                     tracing::warn!("{p}");
                 }
                 self.servers_problem = problem;
+                self.servers = self.servers.after(servers, complete);
                 for n in &self.networks {
-                    n.ice.set_servers(stun.clone(), turn.clone());
+                    n.ice.set_servers(self.servers.stun.clone(), self.servers.turn.clone());
                 }
                 self.find_servers(lifetime);
+                // No member's route may lead to them.
+                self.stir();
             }
             Event::Admin(request, reply) => {
                 let response = match request {
@@ -343,6 +347,7 @@ impl Node {
                         Response::Status(Box::new(view::status(self)))
                     }
                     Request::AcceptPin { jid } => self.accept_pin(&jid),
+                    Request::ForgetPins { jid } => self.forget_pins(&jid),
                     Request::Reload => Response::Done { message: self.reload().await },
                 };
                 // Whoever asked may have gone.
@@ -353,12 +358,13 @@ impl Node {
         Ok(())
     }
 
-    /// Something for one link.
-    fn tell(&mut self, link: &LinkId, input: Input) {
+    /// A probe came back, or will not.
+    fn probed(&mut self, link: &LinkId, path: Path, rtt: Option<Duration>) {
         let n = &mut self.networks[link.network];
         let hands = hands!(n, &self.xmpp, &self.events);
-        if let Some(p) = n.peers.get_mut(&link.jid) {
-            p.handle(input, &hands);
+        // Of a path that is in use no more it says nothing.
+        if let Some(p) = n.peers.get_mut(&link.jid).filter(|p| p.probes(path)) {
+            p.handle(rtt.map_or(Input::ProbeFailed, |rtt| Input::ProbeAnswered { rtt }), &hands);
         }
     }
 
@@ -368,7 +374,6 @@ impl Node {
                 tracing::info!("XMPP: logged in as {jid}");
                 notify(&[sd_notify::NotifyState::Status(&format!("online as {jid}"))]);
                 self.connection = Connection { online: true, detail: "logged in".into(), since: Instant::now() };
-                self.was_online = true;
                 self.jid = Some(jid);
                 self.present.clear();
                 self.sweep_at = Some(Instant::now() + SWEEP);
@@ -388,12 +393,10 @@ impl Node {
                 }
             }
             xmpp::Event::Refused { why } => {
-                let why = format!("the XMPP server refuses the account {}: {why}", self.config.xmpp.jid);
-                if !self.was_online {
-                    return Err(Error::State(why));
-                }
-                tracing::error!("{why}; links go on, but new ones cannot be made until the node is started again");
-                self.connection = Connection { online: false, detail: why, since: Instant::now() };
+                return Err(Error::State(format!(
+                    "the XMPP server refuses the account {}: {why}",
+                    self.config.xmpp.jid
+                )));
             }
             xmpp::Event::Members { network, accounts } => {
                 self.members.insert(network, accounts);
@@ -508,12 +511,12 @@ impl Node {
         let interfaces: Vec<String> = self.config.networks.iter().map(|n| n.interface.clone()).collect();
         match self.host.underlay_addresses(&interfaces).await {
             Ok(addresses) => {
-                if self.networks.iter().any(|n| n.host_addresses != addresses && !n.host_addresses.is_empty()) {
+                let known = |n: &Network| n.host_addresses.as_ref() == Some(&addresses);
+                if self.networks.iter().any(|n| n.host_addresses.is_some() && !known(n)) {
                     self.xmpp.check();
                 }
-                for n in self.networks.iter_mut().filter(|n| n.host_addresses != addresses) {
-                    let first = n.host_addresses.is_empty();
-                    n.host_addresses.clone_from(&addresses);
+                for n in self.networks.iter_mut().filter(|n| !known(n)) {
+                    let first = n.host_addresses.replace(addresses.clone()).is_none();
                     n.ice.set_host_addresses(addresses.clone());
                     if !first {
                         tracing::info!("{}: this machine's addresses are now {addresses:?}", n.name);
@@ -522,6 +525,9 @@ impl Node {
                 }
             }
             Err(e) => tracing::warn!("{e}"),
+        }
+        for n in &mut self.networks {
+            n.refused_routes.clear();
         }
         self.stir();
     }

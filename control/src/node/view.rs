@@ -31,6 +31,8 @@ pub(super) fn status(node: &Node) -> Status {
             online: node.connection.online,
             detail: node.connection.detail.clone(),
             for_s: node.connection.since.elapsed().as_secs(),
+            dropped_strangers: node.xmpp.counters().strangers(),
+            dropped_malformed: node.xmpp.counters().malformed(),
         },
         servers,
         networks,
@@ -58,11 +60,14 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
             jid: r.jid.clone(),
             online: node.present.contains(&r.jid),
             public_key: r.pinned.map_or_else(String::new, |k| k.to_string()),
-            pin: "changed".to_owned(),
+            pin: if r.pinned.is_some() { "changed" } else { "refused" }.to_owned(),
             pin_detail: Some(r.public_key.to_string()),
             link: LinkStatus {
                 state: "idle".to_owned(),
-                why: "its key changed and is refused".to_owned(),
+                why: match r.pinned {
+                    Some(_) => "its key changed and is refused".to_owned(),
+                    None => "it says that it has another node's key, and is refused".to_owned(),
+                },
                 ..LinkStatus::default()
             },
             ..PeerStatus::default()
@@ -76,13 +81,22 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
         addresses: n.interface_addresses().iter().map(|(a, len)| format!("{a}/{len}")).collect(),
         public_key: n.public_key.to_string(),
         listen_port: n.port,
-        host_addresses: n.host_addresses.iter().map(ToString::to_string).collect(),
+        host_addresses: n.host_addresses.iter().flatten().map(ToString::to_string).collect(),
         routes: n.config.routes.iter().map(ToString::to_string).collect(),
         traffic: counted(&stats.traffic),
-        drops: counted(&stats.drops),
+        drops: drops(n, &stats.drops),
         warnings: n.conflict.iter().chain(&n.warnings).cloned().collect(),
         peers,
     }
+}
+
+/// Of the data plane, and of STUN and TURN on its port.
+fn drops(n: &Network, rows: &[(&'static str, u64)]) -> BTreeMap<String, u64> {
+    let ice = n.ice.drops();
+    let ice = [("stun_malformed", ice.malformed), ("stun_unknown", ice.unknown), ("stun_forged", ice.forged)];
+    let mut all = counted(rows);
+    all.append(&mut counted(&ice));
+    all
 }
 
 fn counted(rows: &[(&'static str, u64)]) -> BTreeMap<String, u64> {

@@ -114,7 +114,7 @@ fn show(cloud: &Cloud, options: &Options) -> Result<()> {
     } else {
         table::print(cloud, &result);
     }
-    Ok(())
+    measure::judge(cloud, &result.paths)
 }
 
 /// Stays up until Ctrl-C.

@@ -40,6 +40,11 @@ pub fn status(s: &Status) -> String {
         let label = format!("  {:<10}  ", text::clipped(&server.kind, 10));
         wrapped(&mut out, &label, &format!("{} {state}{detail}", server.address), 14);
     }
+    let x = &s.xmpp;
+    if x.dropped_strangers + x.dropped_malformed > 0 {
+        let (strangers, malformed) = (x.dropped_strangers, x.dropped_malformed);
+        let _ = writeln!(out, "  ignored     {strangers} stanzas of strangers, {malformed} malformed ones of members");
+    }
     if s.servers.is_empty() {
         out += "  stun, turn  none: only direct paths to known addresses can be found\n";
     }
