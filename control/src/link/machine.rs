@@ -187,6 +187,13 @@ impl Link {
         self.in_background(purpose).then_some(at)
     }
 
+    /// Whether what a session found is still needed: for the path in use, or to go back to if the new one does not work.
+    #[must_use]
+    pub fn needs(&self, sid: &str) -> bool {
+        let prior = |a: &Attempt| a.found.as_ref()?.prior.as_ref()?.sid.clone();
+        self.sid() == Some(sid) || self.attempts.iter().filter(|a| a.trying()).filter_map(prior).any(|s| s == sid)
+    }
+
     /// Whether it looks for a path.
     #[must_use]
     pub fn is_searching(&self) -> bool {

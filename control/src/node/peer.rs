@@ -302,9 +302,8 @@ impl Peer {
 
     /// Forgets what no agent and no path needs any more.
     fn tidy(&mut self, hands: &Hands<'_>) {
-        let used = self.link.sid();
         let path = self.link.path().map(|(path, _)| path);
-        let over = |sid: &String| !self.running.contains_key(sid) && used != Some(sid);
+        let over = |sid: &String| !self.running.contains_key(sid) && !self.link.needs(sid);
         let over: Vec<String> = self.known.keys().filter(|sid| over(sid)).cloned().collect();
         for sid in over {
             let Some(known) = self.known.remove(&sid) else { continue };

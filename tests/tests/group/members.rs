@@ -12,6 +12,8 @@ use crate::cast::{BACK, Cast, FIND, GROUP, ROOM, SILENCE, STRANGER, Xmpp, group_
 
 /// An attempt that must fail is given so long.
 const TRY: Duration = Duration::from_secs(4);
+/// Whoever is told of the end of a link closes it at once; to find a dead path takes four seconds.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// A removed member's links are closed so soon.
 const CLOSED: Duration = Duration::from_secs(5);
 
@@ -106,7 +108,7 @@ fn a_member_that_leaves_says_goodbye_and_is_known_to_be_gone() {
         cast.start_all()?;
         cast.reach(0, 1)?;
         cast.nodes[1].leave()?;
-        wait_for("its absence to be noticed", CLOSED, || {
+        wait_for("its absence to be noticed", GOODBYE, || {
             // Still listed, by its descriptor, or not any more.
             let peers = cast.nodes[0].network()?.peers;
             let gone = peers.iter().all(|p| !p.online && p.link.state != "up");
