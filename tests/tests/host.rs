@@ -153,3 +153,19 @@ fn changes_of_the_underlay_are_told_once_and_others_not() {
         Ok(())
     });
 }
+
+#[test]
+fn many_may_ask_at_once() {
+    scene(|host, overlays| async move {
+        let asked: Vec<_> = (0..20)
+            .map(|_| {
+                let (host, overlays) = (host.clone(), overlays.clone());
+                tokio::spawn(async move { host.local_routes(&overlays).await.map(|r| r.len()) })
+            })
+            .collect();
+        for a in asked {
+            ensure!(a.await?? > 0, "no local route");
+        }
+        Ok(())
+    });
+}

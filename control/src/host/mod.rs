@@ -7,6 +7,7 @@ use crate::Error;
 use crate::network::overlap;
 use dataplane::table::Prefix;
 use dump::{Address, Link, Route};
+use futures::stream::{TryStream, TryStreamExt};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
@@ -27,16 +28,20 @@ pub const MAX_ADDRESSES: usize = 32;
 #[derive(Clone, Debug)]
 pub struct Host {
     handle: Handle,
-    /// Carries the requests; ends with the last clone.
-    _connection: Arc<Connection>,
+    connection: Arc<Connection>,
 }
 
 #[derive(Debug)]
-struct Connection(JoinHandle<()>);
+struct Connection {
+    /// Carries the requests; ends with the last clone.
+    carrier: JoinHandle<()>,
+    /// A socket makes one list at a time; asked for a second one, the kernel says EBUSY.
+    listing: tokio::sync::Mutex<()>,
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.abort();
+        self.carrier.abort();
     }
 }
 
@@ -79,12 +84,21 @@ impl Host {
     /// [`Error::Io`]: netlink is refused.
     pub fn new() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| Error::io("open a netlink socket", e))?;
-        let connection = Arc::new(Connection(tokio::spawn(connection)));
-        Ok(Self { handle, _connection: connection })
+        let connection = Connection { carrier: tokio::spawn(connection), listing: tokio::sync::Mutex::new(()) };
+        Ok(Self { handle, connection: Arc::new(connection) })
+    }
+
+    /// All that the kernel has of something; `request` sends the question.
+    async fn list<T, S>(&self, what: &str, request: impl FnOnce(&Handle) -> S) -> Result<Vec<T>, Error>
+    where
+        S: TryStream<Ok = T, Error = rtnetlink::Error>,
+    {
+        let _turn = self.connection.listing.lock().await;
+        ask(what, request(&self.handle).try_collect()).await
     }
 
     async fn index(&self, interface: &str) -> Result<u32, Error> {
-        let found = dump::links(&self.handle).await?.into_iter().find(|l| l.name == interface);
+        let found = dump::links(self).await?.into_iter().find(|l| l.name == interface);
         found.map(|l| l.index).ok_or_else(|| Error::io(format!("find interface {interface}"), Errno::NODEV))
     }
 
@@ -98,7 +112,7 @@ impl Host {
         let index = self.index(interface).await?;
         let up = LinkUnspec::new_with_index(index).mtu(mtu.into()).up().build();
         ask(&format!("bring up {interface} with MTU {mtu}"), self.handle.link().set(up).execute()).await?;
-        let present = dump::addresses(&self.handle).await?;
+        let present = dump::addresses(self).await?;
         let present: Vec<Address> =
             present.into_iter().filter(|a| a.index == index && !link_local(a.address)).collect();
         for old in present.iter().filter(|a| !addresses.contains(&(a.address, a.len))) {
@@ -154,7 +168,7 @@ impl Host {
             if of_family.is_empty() {
                 continue;
             }
-            let present = dump::routes(&self.handle, v4).await?;
+            let present = dump::routes(self, v4).await?;
             let ours = |p: &Prefix| present.iter().any(|r: &Route| r.prefix == *p && r.index == Some(index));
             let others = of_family.into_iter().filter(|p| !ours(p));
             refused.extend(others.map(|p| (p, "this machine has such a route to another interface".to_owned())));
@@ -169,8 +183,8 @@ impl Host {
     /// # Errors
     /// [`Error::Io`]: the kernel does not tell.
     pub async fn underlay_addresses(&self, exclude: &[String]) -> Result<Vec<IpAddr>, Error> {
-        let links = outside(dump::links(&self.handle).await?, exclude);
-        let mut addresses = dump::addresses(&self.handle).await?;
+        let links = outside(dump::links(self).await?, exclude);
+        let mut addresses = dump::addresses(self).await?;
         addresses.retain(|a| offered(a) && links.iter().any(|l| l.index == a.index && l.up));
         addresses.sort_by_key(|a| (a.flags.contains(AddressFlags::Deprecated), a.address));
         let mut seen = BTreeSet::new();
@@ -184,10 +198,10 @@ impl Host {
     /// # Errors
     /// [`Error::Io`]: the kernel does not tell.
     pub async fn local_routes(&self, exclude: &[String]) -> Result<Vec<Prefix>, Error> {
-        let links = outside(dump::links(&self.handle).await?, exclude);
+        let links = outside(dump::links(self).await?, exclude);
         let mut prefixes = BTreeSet::new();
         for v4 in [true, false] {
-            let routes = dump::routes(&self.handle, v4).await?.into_iter();
+            let routes = dump::routes(self, v4).await?.into_iter();
             let local = routes.filter(|r| r.index.is_none_or(|i| links.iter().any(|l| l.index == i)));
             prefixes.extend(local.map(|r| r.prefix).filter(|p| !p.is_empty() && !of_links(p)));
         }
