@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::binding::Binding;
 use super::candidate::{Candidate, CandidateKind, Credentials};
-use super::finder::Finder;
+use super::finder::{Finder, Taken};
 use super::route::{Route, Transmit};
 use super::stun::{Key, Tid};
 use super::turn::{Account, Turn};
@@ -85,6 +85,16 @@ pub struct Drops {
     pub unknown: u64,
     /// The signature is wrong.
     pub forged: u64,
+}
+
+impl Drops {
+    fn note(&mut self, taken: Taken) {
+        match taken {
+            Taken::Yes => {}
+            Taken::Forged => self.forged += 1,
+            Taken::No => self.unknown += 1,
+        }
+    }
 }
 
 pub(crate) struct Core {

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::super::candidate::CandidateKind;
 use super::super::candidate::Credentials;
-use super::super::finder::{preference, priority};
+use super::super::finder::{Taken, preference, priority};
 use super::super::route::{Route, Transmit};
 use super::super::stun::{Class, Key, View, Writer, attr, looks_like_stun, method, random};
 use super::super::turn::Turn;
@@ -60,12 +60,7 @@ impl Core {
         let ufrag = v.text(attr::USERNAME).and_then(|u| u.split(':').next()).unwrap_or_default();
         let agent = self.ufrags.get(ufrag).and_then(|id| self.agents.get(id));
         if let Some(a) = agent.filter(|a| a.finder.has_failed() || !a.finder.is_finished()) {
-            if !v.signed_by(&a.key) {
-                self.drops.forged += 1;
-            } else if !a.finder.incoming(route, v.bytes()) {
-                self.drops.unknown += 1;
-            }
-            return;
+            return self.drops.note(a.finder.incoming(route, v));
         }
         let Some(key) = agent
             .map(|a| &a.key)
@@ -104,8 +99,8 @@ impl Core {
         }
         match self.tids.get(&v.tid()) {
             Some(Owner::Agent(id)) => {
-                let taken = self.agents.get(id).is_some_and(|a| a.finder.incoming(route, v.bytes()));
-                self.drops.unknown += u64::from(!taken);
+                let taken = self.agents.get(id).map_or(Taken::No, |a| a.finder.incoming(route, v));
+                self.drops.note(taken);
             }
             Some(Owner::Probe(id)) => {
                 let id = *id;

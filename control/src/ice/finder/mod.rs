@@ -22,10 +22,12 @@ use tokio::sync::oneshot;
 
 use super::candidate::{Candidate, CandidateKind, Credentials};
 use super::route::Route;
+use super::stun::View;
 use plan::{Plan, Way};
 use seam::Seam;
 
 pub(crate) use plan::Relay;
+pub(crate) use seam::Taken;
 pub(crate) use verdict::Chosen;
 
 /// From the peer's credentials to a path.
@@ -129,10 +131,9 @@ impl Finder {
         self.seam.unreachable(route);
     }
 
-    /// A STUN message for this negotiation: a request with its ufrag, or a response to a request of its. False if it
-    /// was dropped: there are too many, or the agent is closed.
-    pub(crate) fn incoming(&self, route: Route, bytes: &[u8]) -> bool {
-        self.seam.push(route, bytes)
+    /// A STUN message for this negotiation: a request with its ufrag, or a response to a request of its.
+    pub(crate) fn incoming(&self, route: Route, v: &View<'_>) -> Taken {
+        self.seam.push(route, v)
     }
 
     /// Whether it ended without a path: the peer must not believe that there is one.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,6 +40,32 @@ const CHECK_PAUSE: Duration = Duration::from_millis(190);
 const HEARD: Duration = Duration::from_secs(1);
 /// Checks under way whose time of sending is kept, for each way.
 const TIMES: usize = 8;
+
+/// What became of a message for the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Yes,
+    /// It is not signed by whom it should be.
+    Forged,
+    /// There are too many, the agent is closed, or it is nothing that an agent looks at.
+    No,
+}
+
+/// A message for the agent that was read, and is signed by whom it should be.
+struct Message {
+    route: Route,
+    bytes: Box<[u8]>,
+    tid: Tid,
+    what: What,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    /// With USE-CANDIDATE or without.
+    Request { nominates: bool },
+    /// An answer, with how the peer sees us.
+    Success { mapped: Option<SocketAddr> },
+}
 
 /// What is known of the channel that a relayed way needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +145,7 @@ pub(super) struct State {
     remote_done: bool,
     /// When the agent began to check.
     pub(super) began: Option<Instant>,
-    queue: Option<mpsc::Sender<(Route, Box<[u8]>)>>,
+    queue: Option<mpsc::Sender<Message>>,
     closed: bool,
     /// Something that ends the negotiation.
     pub(super) broken: Option<String>,
@@ -130,9 +156,11 @@ pub(super) struct Seam {
     pub(super) role: Role,
     pub(super) credentials: Credentials,
     key: Key,
+    /// Of the peer's password.
+    peer_key: OnceLock<Key>,
     pub(super) wire: Arc<dyn Wire>,
     state: Mutex<State>,
-    incoming: AsyncMutex<mpsc::Receiver<(Route, Box<[u8]>)>>,
+    incoming: AsyncMutex<mpsc::Receiver<Message>>,
     /// There is something new in the state.
     pub(super) news: Notify,
 }
@@ -156,16 +184,30 @@ impl Seam {
         };
         let key = Key::short(&credentials.password);
         let (state, incoming) = (Mutex::new(state), AsyncMutex::new(incoming));
-        Arc::new(Self { role, credentials, key, wire, state, incoming, news: Notify::new() })
+        Arc::new(Self { role, credentials, key, peer_key: OnceLock::new(), wire, state, incoming, news: Notify::new() })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn push(&self, route: Route, bytes: &[u8]) -> bool {
-        let queue = self.lock().queue.clone();
-        bytes.len() <= LONGEST && queue.is_some_and(|q| q.try_send((route, bytes.into())).is_ok())
+    /// Verifies a message and queues it: requests are signed with our password, answers with the peer's. What is not
+    /// signed changes nothing: any host on the way to any address that was signalled may answer STUN.
+    pub(super) fn push(&self, route: Route, v: &View<'_>) -> Taken {
+        let (key, what) = match v.class() {
+            Class::Request => (Some(&self.key), What::Request { nominates: v.has(attr::USE_CANDIDATE) }),
+            Class::Success => (self.peer_key.get(), What::Success { mapped: v.mapped() }),
+            _ => return Taken::No,
+        };
+        let queue = self.lock().queue.clone().filter(|q| q.capacity() > 0 && v.bytes().len() <= LONGEST);
+        let (Some(key), Some(queue)) = (key, queue) else { return Taken::No };
+        if !v.signed_by(key) {
+            return Taken::Forged;
+        }
+        match queue.try_send(Message { route, bytes: v.bytes().into(), tid: v.tid(), what }) {
+            Ok(()) => Taken::Yes,
+            Err(_) => Taken::No,
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -185,6 +227,7 @@ impl Seam {
 
     pub(super) fn set_remote(&self, c: &Credentials) {
         self.lock().remote.get_or_insert_with(|| c.clone());
+        self.peer_key.get_or_init(|| Key::short(&c.password));
         self.news.notify_one();
     }
 
@@ -250,13 +293,12 @@ impl Seam {
 
     /// Looks at a message for the agent. Its address for the agent, or `None` if it has to wait for being repeated or is
     /// no good.
-    fn admit(&self, route: Route, bytes: &[u8]) -> Option<SocketAddr> {
-        let message = View::parse(bytes)?;
+    fn admit(&self, m: &Message) -> Option<SocketAddr> {
+        let route = m.route;
         let mut state = self.lock();
-        let ask = match message.class() {
-            Class::Request => self.request(&mut state, route, &message)?,
-            Class::Success => self.success(&mut state, route, &message)?,
-            _ => return None,
+        let ask = match m.what {
+            What::Request { nominates } => self.request(&mut state, route, nominates)?,
+            What::Success { mapped } => self.success(&mut state, route, m.tid, mapped)?,
         };
         let address = state.space.address(&route);
         drop(state);
@@ -270,12 +312,11 @@ impl Seam {
     }
 
     /// `Some(true)`: a channel has to be asked for first. `None`: not now.
-    fn request(&self, state: &mut State, route: Route, message: &View<'_>) -> Option<bool> {
+    fn request(&self, state: &mut State, route: Route, nominates: bool) -> Option<bool> {
         let now = Instant::now();
         if !state.ways.contains_key(&route) {
-            let signed = is_sendable(route.peer()) && message.signed_by(&self.key);
             let full = state.seen.len() >= MAX_SEEN && !state.seen.contains_key(&route);
-            if !signed || full {
+            if full || !is_sendable(route.peer()) {
                 return None;
             }
             let since = *state.seen.entry(route).or_insert(now);
@@ -294,12 +335,12 @@ impl Seam {
         let way = state.ways.get_mut(&route)?;
         way.heard = Some(now);
         way.dead &= route.is_relay();
-        let nominates = self.role == Role::Controlled && message.has(attr::USE_CANDIDATE);
+        let nominates = self.role == Role::Controlled && nominates;
         if !route.is_relay() || !nominates || matches!(way.channel, Channel::Bound(_)) {
             return Some(false);
         }
         // What the peer sends after our answer would come in without a channel and be lost.
-        let ask = way.channel == Channel::None && message.signed_by(&self.key);
+        let ask = way.channel == Channel::None;
         if ask {
             way.channel = Channel::Asked;
         } else if way.channel == Channel::Refused {
@@ -309,14 +350,14 @@ impl Seam {
         ask.then_some(true)
     }
 
-    fn success(&self, state: &mut State, route: Route, message: &View<'_>) -> Option<bool> {
+    fn success(&self, state: &mut State, route: Route, tid: Tid, mapped: Option<SocketAddr>) -> Option<bool> {
         let now = Instant::now();
         let began = state.began?;
         let way = state.ways.get_mut(&route)?;
-        if let Some(i) = way.times.iter().position(|(t, _)| *t == message.tid()) {
+        if let Some(i) = way.times.iter().position(|(t, _)| *t == tid) {
             way.rtt = Some(now - way.times[i].1);
         }
-        way.mapped = message.mapped().or(way.mapped);
+        way.mapped = mapped.or(way.mapped);
         if !route.is_relay() || self.role == Role::Controlled || matches!(way.channel, Channel::Bound(_)) {
             return Some(false);
         }
@@ -421,11 +462,11 @@ impl Conn for Line {
     async fn recv_from(&self, buf: &mut [u8]) -> Result<(usize, SocketAddr), Error> {
         let mut incoming = self.0.incoming.lock().await;
         loop {
-            let Some((route, bytes)) = incoming.recv().await else { return Err(refused("closed")) };
-            let address = self.0.admit(route, &bytes);
-            if let (Some(address), Some(to)) = (address, buf.get_mut(..bytes.len())) {
-                to.copy_from_slice(&bytes);
-                return Ok((bytes.len(), address));
+            let Some(m) = incoming.recv().await else { return Err(refused("closed")) };
+            let address = self.0.admit(&m);
+            if let (Some(address), Some(to)) = (address, buf.get_mut(..m.bytes.len())) {
+                to.copy_from_slice(&m.bytes);
+                return Ok((m.bytes.len(), address));
             }
         }
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use self::world::{LATENCY, Nat, World};
+use self::world::{ECHO, LATENCY, Nat, World};
 use super::super::candidate::{Candidate, CandidateKind};
 use super::super::route::Route;
-use super::{Chosen, priority};
+use super::super::stun::View;
+use super::{Chosen, Taken, priority};
 
 /// Runs a negotiation and says how long it took.
 async fn timed(world: &World) -> ([Chosen; 2], Duration) {
@@ -185,8 +186,10 @@ async fn a_finished_one_ends_by_itself() {
     let world = World::new([Nat::None, Nat::None], [false, false]);
     timed(&world).await;
     tasks_end(base).await;
-    let late = world.node(0).with(|f| f.incoming(Route::Direct(world.node(1).mapped()), &[0; 20]));
-    assert_eq!(late, Some(false));
+    let bytes = request(0, "password-of-node-number-0");
+    let v = View::parse(&bytes).expect("a request");
+    let late = world.node(0).with(|f| f.incoming(Route::Direct(world.node(1).mapped()), &v));
+    assert_eq!(late, Some(Taken::No));
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,19 +197,18 @@ async fn floods_and_forgeries_change_nothing() {
     let world = World::new([Nat::Cone, Nat::Cone], [true, true]);
     let outcomes = (world.start(0), world.start(1));
     let n = world.node(0);
-    let taken = (0..1000u16)
-        .filter(|port| {
-            n.with(|f| f.incoming(Route::direct(([192, 0, 2, 7], *port).into()), &request(*port))) == Some(true)
-        })
-        .count();
-    assert!((1..=64).contains(&taken), "{taken} were kept");
+    let says = |route: Route, bytes: &[u8]| n.with(|f| f.incoming(route, &View::parse(bytes).expect("a request")));
+    for port in 0..1000u16 {
+        let forged = request(port, "a wrong password");
+        assert_eq!(says(Route::direct(([192, 0, 2, 7], port).into()), &forged), Some(Taken::Forged));
+    }
     world.signal(0, &n.candidates(), true);
     world.signal(1, &world.node(1).candidates(), true);
     let relay = n.relay.expect("has one").server;
     for port in 1000..1200 {
         let peer = ([192, 0, 2, 7], port).into();
-        n.with(|f| f.incoming(Route::Relay { server: relay, peer }, &request(port)));
-        n.with(|f| f.incoming(Route::Direct(peer), &request(port)));
+        says(Route::Relay { server: relay, peer }, &request(port, "a wrong password"));
+        says(Route::Direct(peer), &request(port, "a wrong password"));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let (a, b) = (outcomes.0.await.expect("outcome"), outcomes.1.await.expect("outcome"));
@@ -215,15 +217,43 @@ async fn floods_and_forgeries_change_nothing() {
     assert_eq!(to_forger, 0);
 }
 
-/// A check with our ufrag that somebody else has signed.
-fn request(number: u16) -> Vec<u8> {
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_floods_fills_its_queue_and_no_more() {
+    let world = World::new([Nat::Cone, Nat::Cone], [true, true]);
+    let _outcome = world.start(0);
+    let bytes = request(1, "password-of-node-number-0");
+    let v = View::parse(&bytes).expect("a request");
+    let says = |port: u16| world.node(0).with(|f| f.incoming(Route::direct(([192, 0, 2, 7], port).into()), &v));
+    let taken = (0..1000).filter(|port| says(*port) == Some(Taken::Yes)).count();
+    assert!((1..=64).contains(&taken), "{taken} were kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_the_peer_did_not_sign_is_none() {
+    let world = World::new([Nat::Symmetric, Nat::Symmetric], [true, true]);
+    let outcomes = (world.start(0), world.start(1));
+    let echo = |mut list: Vec<Candidate>| {
+        list.push(Candidate { address: ECHO, kind: CandidateKind::Host, ..list[0].clone() });
+        list
+    };
+    world.signal(0, &echo(world.node(0).candidates()), true);
+    world.signal(1, &echo(world.node(1).candidates()), true);
+    let a = outcomes.0.await.expect("outcome").expect("a relay, as nothing else works");
+    outcomes.1.await.expect("outcome").expect("a path");
+    assert!(!is_direct(&a), "{}", a.why);
+    assert!(world.node(0).sent.lock().expect("lock").contains(&Route::Direct(ECHO)), "it was tried");
+}
+
+/// A check with the ufrag of node 0.
+fn request(number: u16, password: &str) -> Vec<u8> {
     use stun_types::attribute::Username;
     use stun_types::message::{BINDING, Message, MessageWriteVec, ShortTermCredentials};
     use stun_types::message::{IntegrityAlgorithm, MessageWriteExt};
     use stun_types::prelude::MessageWrite;
     let mut m = Message::builder_request(BINDING, MessageWriteVec::new());
     m.add_attribute(&Username::new("frag0:frag1").expect("short")).expect("fits");
-    let key = ShortTermCredentials::new(format!("a wrong password, number {number}")).into();
+    m.add_attribute(&stun_types::attribute::Software::new(&number.to_string()).expect("short")).expect("fits");
+    let key = ShortTermCredentials::new(password.to_owned()).into();
     m.add_message_integrity(&key, IntegrityAlgorithm::Sha1).expect("fits");
     m.finish()
 }

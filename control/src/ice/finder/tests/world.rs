@@ -1,7 +1,7 @@
 //! A network in memory: two nodes behind NATs, each perhaps with an allocation on a server of its own.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::super::super::candidate::{Candidate, CandidateKind, Credentials};
 use super::super::super::route::Route;
+use super::super::super::stun::{Class, View, Writer, attr, method};
 use super::super::{Chosen, Finder, Relay, Role, Wire, priority};
 
 /// One way through the network.
@@ -52,6 +53,9 @@ pub(super) struct World {
     dice: Mutex<u64>,
     pub(super) refuse_channels: bool,
 }
+
+/// Answers every STUN request, as servers and meddling boxes do, and signs nothing.
+pub(super) const ECHO: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 99)), 3478);
 
 const BASE: u16 = 5000;
 
@@ -157,6 +161,12 @@ impl Wire for NodeWire {
         tokio::spawn(async move {
             tokio::time::sleep(LATENCY).await;
             world.deliver(from, to, &bytes);
+            if let Some(answer) = View::parse(&bytes).filter(|_| to == ECHO) {
+                let answer = Writer::new(Class::Success, method::BINDING, &answer.tid());
+                let answer = answer.xor_address(attr::XOR_MAPPED_ADDRESS, from).finish();
+                tokio::time::sleep(LATENCY).await;
+                world.deliver(ECHO, from, &answer);
+            }
         });
     }
 
@@ -246,7 +256,8 @@ impl World {
                 _ => (to.ip() == n.mapped().ip() && n.lets_in(from, to.port())).then_some(Route::Direct(from)),
             };
             if let Some(route) = route {
-                n.with(|f| f.incoming(route, bytes));
+                let v = View::parse(bytes).expect("agents speak STUN");
+                n.with(|f| f.incoming(route, &v));
             }
         }
     }
