@@ -122,11 +122,5 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
         self.shared.with(|core, now| core.close_agent(id, now));
-        if self.known.is_none() {
-            // Found, but nobody asked: its channel is used by nobody.
-            if let Ok(Ok(found)) = self.outcome.try_recv() {
-                self.shared.with(|core, _| core.release(found.path));
-            }
-        }
     }
 }

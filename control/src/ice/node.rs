@@ -249,10 +249,8 @@ impl IceNode {
         self.0.shared.with(|core, _| core.forget(ufrag));
     }
 
-    /// A path is not used any more; matters for relayed ones, of which each [`Agent::path`] hands out one use.
-    pub fn release(&self, path: Path) {
-        self.0.shared.with(|core, _| core.release(path));
-    }
+    /// Does nothing: a relayed path is given up by dropping its [`super::Found`].
+    pub const fn release(&self, _path: Path) {}
 
     /// Gives allocations back and stops. Also done when the last handle is dropped.
     pub fn close(&self) {

@@ -137,7 +137,6 @@ impl<'a> View<'a> {
         self.raw(number).is_some()
     }
 
-    #[cfg(test)]
     pub(crate) fn u32(&self, number: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.find(number)?.try_into().ok()?))
     }

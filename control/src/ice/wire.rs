@@ -3,8 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use dataplane::Path;
-
 use super::core::AgentId;
 use super::finder::{Chosen, Wire};
 use super::node::Shared;
@@ -32,12 +30,6 @@ impl Wire for AgentWire {
     fn bind(&self, server: SocketAddr, peer: SocketAddr) {
         if let Some(s) = self.shared.upgrade() {
             s.with(|core, now| core.bind(self.id, server, peer, now));
-        }
-    }
-
-    fn release(&self, server: SocketAddr, channel: u16) {
-        if let Some(s) = self.shared.upgrade() {
-            s.with(|core, _| core.release(Path::Relay { server, channel }));
         }
     }
 

@@ -302,15 +302,6 @@ impl Core {
         self.lingering.remove(ufrag);
     }
 
-    /// A relayed path is not used any more.
-    pub(crate) fn release(&mut self, path: Path) {
-        if let Path::Relay { server, channel } = path
-            && let Some(t) = self.turn_of(server)
-        {
-            t.release(channel);
-        }
-    }
-
     pub(crate) fn close(&mut self, now: Instant) {
         for t in &mut self.turn {
             t.close(now, &mut self.out);

@@ -66,7 +66,7 @@ impl Core {
                 self.events.push(IceEvent::RelayUp { server });
                 self.refresh_agents(now);
             }
-            TurnEvent::Failed | TurnEvent::Confirmed => self.refresh_agents(now),
+            TurnEvent::Failed | TurnEvent::Doubtful | TurnEvent::Confirmed => self.refresh_agents(now),
             TurnEvent::Lost(why) => {
                 self.relay_lost(server, &why);
                 self.refresh_agents(now);
@@ -82,9 +82,11 @@ impl Core {
             }
             TurnEvent::Bound(peer, r) => {
                 for id in self.binders.remove(&(server, peer)).unwrap_or_default() {
-                    let used = self.agents.get_mut(&id).is_some_and(|a| a.finder.bound(server, peer, &r));
-                    if let (false, Ok(channel)) = (used, &r) {
-                        self.release(Path::Relay { server, channel: *channel });
+                    // One use for each who waits; whoever does not wait any more drops it.
+                    let lease = || self.turn.iter().find(|t| t.server() == server)?.lease(peer);
+                    let r = r.clone().and_then(|_| lease().ok_or_else(|| "the channel has lapsed".to_owned()));
+                    if let Some(a) = self.agents.get(&id) {
+                        a.finder.bound(server, peer, r);
                     }
                 }
             }
@@ -150,23 +152,19 @@ impl Core {
         let troubles = self.troubles();
         let outcome = match r {
             Ok(c) => {
-                let path = match (c.route, c.channel) {
-                    (Route::Relay { server, .. }, Some(channel)) => Path::Relay { server, channel },
+                let path = match (c.route, &c.channel) {
+                    (Route::Relay { server, .. }, Some(lease)) => Path::Relay { server, channel: lease.number() },
                     (route, _) => Path::Direct(route.peer()),
                 };
                 let (local_kind, remote_kind) = (c.local_kind, c.remote_kind);
-                Ok(Found { path, local_kind, remote_kind, rtt: c.rtt, why: c.why })
+                Ok(Found { path, local_kind, remote_kind, rtt: c.rtt, why: c.why, lease: c.channel })
             }
             Err(why) => Err(Failed { why: format!("{why}{troubles}") }),
         };
         tracing::debug!(id, ?outcome, "negotiation ended");
-        let tx = self.agents.get_mut(&id).and_then(|a| a.outcome.take());
-        let undelivered = match tx {
-            Some(tx) => tx.send(outcome).err(),
-            None => Some(outcome),
-        };
-        if let Some(Ok(found)) = undelivered {
-            self.release(found.path);
+        if let Some(tx) = self.agents.get_mut(&id).and_then(|a| a.outcome.take()) {
+            // Nobody listens any more: then nobody uses the path, either.
+            let _ = tx.send(outcome);
         }
     }
 

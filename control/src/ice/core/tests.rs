@@ -96,7 +96,6 @@ struct Nowhere;
 impl Wire for Nowhere {
     fn send(&self, _: Route, _: &[u8]) {}
     fn bind(&self, _: SocketAddr, _: SocketAddr) {}
-    fn release(&self, _: SocketAddr, _: u16) {}
     fn done(&self, _: Result<Chosen, String>) {}
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use super::candidate::{Candidate, CandidateKind, Credentials};
 use super::route::Route;
 use super::stun::View;
+use super::turn::Lease;
 use plan::{Plan, Way};
 use seam::Seam;
 
@@ -52,8 +53,6 @@ pub(crate) trait Wire: Send + Sync + 'static {
     fn send(&self, route: Route, bytes: &[u8]);
     /// Asks for a channel; [`Finder::bound`] answers.
     fn bind(&self, server: SocketAddr, peer: SocketAddr);
-    /// A channel that was bound for a way which is not taken.
-    fn release(&self, server: SocketAddr, channel: u16);
     /// The end, once.
     fn done(&self, outcome: Result<Chosen, String>);
 }
@@ -115,9 +114,9 @@ impl Finder {
         self.tell(&ways);
     }
 
-    /// The answer to [`Wire::bind`]; false if nobody waits for the channel.
-    pub(crate) fn bound(&self, server: SocketAddr, peer: SocketAddr, channel: &Result<u16, String>) -> bool {
-        self.seam.bound(server, peer, channel)
+    /// The answer to [`Wire::bind`]. If nobody waits for the channel any more, its use ends here.
+    pub(crate) fn bound(&self, server: SocketAddr, peer: SocketAddr, channel: Result<Lease, String>) {
+        self.seam.bound(server, peer, channel);
     }
 
     /// An allocation is gone.

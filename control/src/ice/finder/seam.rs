@@ -15,6 +15,7 @@ use webrtc_util::{Conn, Error};
 use super::super::candidate::{CandidateKind, Credentials};
 use super::super::route::{Route, is_sendable};
 use super::super::stun::{Class, Key, Tid, View, attr};
+use super::super::turn::Lease;
 use super::plan::Way;
 use super::space::Space;
 use super::{Role, Wire};
@@ -68,11 +69,11 @@ enum What {
 }
 
 /// What is known of the channel that a relayed way needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Channel {
     None,
     Asked,
-    Bound(u16),
+    Bound(Lease),
     Refused,
 }
 
@@ -124,9 +125,9 @@ impl Known {
         u8::from(route.is_relay()) + u8::from(self.kind == CandidateKind::Relayed)
     }
 
-    pub(super) fn take_channel(&mut self) -> Option<u16> {
+    pub(super) fn take_channel(&mut self) -> Option<Lease> {
         match std::mem::replace(&mut self.channel, Channel::None) {
-            Channel::Bound(n) => Some(n),
+            Channel::Bound(lease) => Some(lease),
             _ => None,
         }
     }
@@ -231,15 +232,13 @@ impl Seam {
         self.news.notify_one();
     }
 
-    pub(super) fn bound(&self, server: SocketAddr, peer: SocketAddr, channel: &Result<u16, String>) -> bool {
+    pub(super) fn bound(&self, server: SocketAddr, peer: SocketAddr, channel: Result<Lease, String>) {
         let mut state = self.lock();
         let closed = state.closed;
-        let Some(way) = state.ways.get_mut(&Route::Relay { server, peer }) else { return false };
-        if closed || way.channel != Channel::Asked {
-            return false;
+        let Some(way) = state.ways.get_mut(&Route::Relay { server, peer }) else { return };
+        if !closed && matches!(way.channel, Channel::Asked) {
+            way.channel = channel.map_or(Channel::Refused, Channel::Bound);
         }
-        way.channel = channel.as_ref().map_or(Channel::Refused, |n| Channel::Bound(*n));
-        true
     }
 
     pub(super) fn relay_lost(&self, server: SocketAddr) {
@@ -271,18 +270,12 @@ impl Seam {
             .collect()
     }
 
-    /// Nothing goes in or out any more; channels that nobody took are given back.
+    /// Nothing goes in or out any more; channels that nobody took are not used any more.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         (state.closed, state.queue) = (true, None);
-        let free = |(route, way): (&Route, &mut Known)| match *route {
-            Route::Relay { server, .. } => way.take_channel().map(|n| (server, n)),
-            Route::Direct(_) => None,
-        };
-        let channels: Vec<_> = state.ways.iter_mut().filter_map(free).collect();
-        drop(state);
-        for (server, channel) in channels {
-            self.wire.release(server, channel);
+        for way in state.ways.values_mut() {
+            way.channel = Channel::None;
         }
     }
 
@@ -340,14 +333,18 @@ impl Seam {
             return Some(false);
         }
         // What the peer sends after our answer would come in without a channel and be lost.
-        let ask = way.channel == Channel::None;
-        if ask {
-            way.channel = Channel::Asked;
-        } else if way.channel == Channel::Refused {
-            state.broken = Some("no path: the relay refuses a channel for the path that the peer chose".into());
-            self.news.notify_one();
+        match way.channel {
+            Channel::None => {
+                way.channel = Channel::Asked;
+                return Some(true);
+            }
+            Channel::Refused => {
+                state.broken = Some("no path: the relay refuses a channel for the path that the peer chose".into());
+                self.news.notify_one();
+            }
+            Channel::Asked | Channel::Bound(_) => {}
         }
-        ask.then_some(true)
+        None
     }
 
     fn success(&self, state: &mut State, route: Route, tid: Tid, mapped: Option<SocketAddr>) -> Option<bool> {
@@ -362,11 +359,11 @@ impl Seam {
             return Some(false);
         }
         // To the agent a relayed way works when its channel is bound. One is bound if nothing better works.
-        let (rank, hops, free) = (way.rank, way.hops(&route), way.channel == Channel::None);
+        let (rank, hops, free) = (way.rank, way.hops(&route), matches!(way.channel, Channel::None));
         let patience = BIND_AFTER * u32::from(hops);
         let better = |w: &Known| {
             let works = w.rtt.is_some() || matches!(w.channel, Channel::Asked | Channel::Bound(_));
-            works && !w.dead && w.channel != Channel::Refused && w.rank > rank
+            works && !w.dead && !matches!(w.channel, Channel::Refused) && w.rank > rank
         };
         if !free || now - began < patience || state.ways.values().any(better) {
             return None;
@@ -394,7 +391,9 @@ impl State {
             if way.kind == CandidateKind::PeerReflexive {
                 way.kind = kind;
             }
-            (way.dead, way.channel) = (false, if way.dead { Channel::None } else { way.channel });
+            if std::mem::replace(&mut way.dead, false) {
+                way.channel = Channel::None;
+            }
         } else if self.ways.len() < MAX_WAYS && self.space.address(&route).is_some() {
             self.ways.insert(route, Known::new(&route, kind, priority));
             self.fresh.push(route);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::super::candidate::CandidateKind;
 use super::super::route::Route;
+use super::super::turn::Lease;
 use super::seam::State;
 
 /// A way that works and is taken by both sides.
@@ -13,7 +14,7 @@ use super::seam::State;
 pub(crate) struct Chosen {
     pub(crate) route: Route,
     /// Bound, if the way goes through an allocation of ours.
-    pub(crate) channel: Option<u16>,
+    pub(crate) channel: Option<Lease>,
     pub(crate) local_kind: CandidateKind,
     pub(crate) remote_kind: CandidateKind,
     pub(crate) rtt: Option<Duration>,

@@ -1,7 +1,7 @@
 //! A TURN client (RFC 8656) without sockets and clocks: one allocation on one server, shared by all peers.
 //!
-//! Permissions last as long as checks need them; a channel is bound for a chosen path only and given back when the path
-//! is not used any more. While there are links, the allocation is looked after every few seconds, because a
+//! Permissions last as long as checks need them; a channel is bound for a chosen path only and left to lapse when no path
+//! uses it any more ([`Lease`]). While there are links, the allocation is looked after every few seconds, because a
 //! server that was restarted has forgotten it and says so only when asked.
 
 mod channels;
@@ -20,6 +20,9 @@ use super::binding::{BACKOFF_BUSY, BACKOFF_IDLE, backoff};
 use super::route::Transmit;
 use super::stun::{Class, Key, View, Writer, attr, method, random};
 use channels::Channel;
+pub(crate) use channels::Lease;
+#[cfg(test)]
+pub(crate) use channels::Uses;
 use requests::{Kind, Request};
 
 /// Asked for at allocation and refresh; servers cap it (RFC 8656, section 3.2: 10 minutes is the default).
@@ -48,6 +51,8 @@ pub(crate) enum TurnEvent {
     Up,
     /// The allocation is gone, with all channels and permissions.
     Lost(String),
+    /// Whether the allocation is still there is not known.
+    Doubtful,
     /// The allocation was in doubt and is still there.
     Confirmed,
     /// An attempt to get an allocation failed; [`Turn::error`] says why.
@@ -56,7 +61,7 @@ pub(crate) enum TurnEvent {
     Remapped { was: SocketAddr },
     /// Whether data may be relayed to this address.
     Permitted(IpAddr, bool),
-    /// A channel to this peer, or why not.
+    /// A channel to this peer, or why not; [`Turn::lease`] gives its uses.
     Bound(SocketAddr, Result<u16, String>),
 }
 
@@ -99,8 +104,12 @@ pub(crate) struct Turn {
     pub(crate) mapped: Option<SocketAddr>,
     pub(crate) error: Option<String>,
     mapping_at: Instant,
+    /// When the server forgets the allocation unless it is refreshed.
+    expires_at: Instant,
+    /// In a row, the successes of Allocate itself not counted.
     failures: u32,
     busy: bool,
+    /// This machine's addresses changed, and the server has not said yet whether the allocation is still ours.
     in_doubt: bool,
     /// The last attempt was refused for a reason that waiting does not heal.
     refused: bool,
@@ -130,6 +139,7 @@ impl Turn {
             mapped: None,
             error: None,
             mapping_at: now,
+            expires_at: now,
             failures: 0,
             busy: false,
             in_doubt: false,
@@ -140,7 +150,7 @@ impl Turn {
             wanted_at: now,
             channels: HashMap::new(),
             numbers: HashMap::new(),
-            next_number: channels::FIRST,
+            next_number: channels::first_number(),
             events: Vec::new(),
         }
     }
@@ -151,10 +161,11 @@ impl Turn {
 
     /// Whether there is an allocation, or an attempt has failed since the start.
     pub(crate) const fn is_settled(&self) -> bool {
-        !self.in_doubt && (self.relayed.is_some() || self.error.is_some())
+        self.error.is_some() || (self.relayed.is_some() && !self.in_doubt)
     }
 
-    /// The allocation's address, if it is there for sure.
+    /// The allocation's address, unless this machine's own address may have changed below it. Silence of the server alone
+    /// takes nothing away.
     pub(crate) fn offered(&self) -> Option<SocketAddr> {
         self.relayed.filter(|_| !self.in_doubt)
     }
@@ -204,7 +215,8 @@ impl Turn {
             State::Down { retry_at } => return retry_at,
             State::Allocating => self.requests.iter().map(|r| r.at).min().unwrap_or(self.mapping_at),
             State::Ready { watch_at } => {
-                watch_at.min(self.mapping_at).min(self.channels_next().unwrap_or(self.mapping_at))
+                let at = watch_at.min(self.mapping_at).min(self.expires_at);
+                at.min(self.channels_next().unwrap_or(at))
             }
         };
         let at = if self.wanted.is_empty() { at } else { at.min(self.wanted_at) };
@@ -222,6 +234,10 @@ impl Turn {
                 (self.cleared, self.refused) = (false, false);
                 self.state = State::Allocating;
                 self.start(Kind::Allocate, now, out);
+            }
+            State::Ready { .. } if self.expires_at <= now => {
+                let pause = self.failure_pause();
+                self.down("it has not answered for as long as the allocation lives".into(), pause, now);
             }
             State::Ready { watch_at } => {
                 if watch_at <= now {
@@ -289,6 +305,7 @@ impl Turn {
         self.wanted.clear();
         self.channels.clear();
         self.numbers.clear();
+        self.next_number = channels::first_number();
         self.mapped = self.mapped.filter(|_| was_up);
         self.state = State::Down { retry_at: now + pause };
         self.error = Some(format!("TURN server {}: {why}", self.server));
@@ -297,9 +314,14 @@ impl Turn {
 
     /// The kernel has no route to the server.
     pub(crate) fn unreachable(&mut self, now: Instant) {
-        if !matches!(self.state, State::Down { .. }) {
-            let pause = self.failure_pause();
-            self.down("there is no route to it".into(), pause, now);
+        match self.state {
+            State::Down { .. } => {}
+            // Networks come back, and the allocation lives on meanwhile.
+            State::Ready { .. } => self.doubt("there is no route to it"),
+            State::Allocating => {
+                let pause = self.failure_pause();
+                self.down("there is no route to it".into(), pause, now);
+            }
         }
     }
 

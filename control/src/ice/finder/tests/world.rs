@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::super::super::candidate::{Candidate, CandidateKind, Credentials};
 use super::super::super::route::Route;
 use super::super::super::stun::{Class, View, Writer, attr, method};
+use super::super::super::turn::Uses;
 use super::super::{Chosen, Finder, Relay, Role, Wire, priority};
 
 /// One way through the network.
@@ -39,8 +40,7 @@ pub(super) struct Node {
     mappings: Mutex<Vec<SocketAddr>>,
     holes: Mutex<HashSet<(u16, SocketAddr)>>,
     permitted: Mutex<HashSet<IpAddr>>,
-    pub(super) bound: Mutex<Vec<u16>>,
-    pub(super) released: Mutex<Vec<u16>>,
+    pub(super) bound: Mutex<Vec<Uses>>,
     pub(super) sent: Mutex<Vec<Route>>,
     outcome: Mutex<Option<oneshot::Sender<Result<Chosen, String>>>>,
     world: Weak<World>,
@@ -176,19 +176,11 @@ impl Wire for NodeWire {
         tokio::spawn(async move {
             tokio::time::sleep(LATENCY * 2).await;
             let n = 0x4000 + node.bound.lock().expect("lock").len() as u16;
-            let answer = if refuse { Err("403 Forbidden".to_owned()) } else { Ok(n) };
-            if !refuse {
-                node.bound.lock().expect("lock").push(n);
-            }
-            let used = node.with(|f| f.bound(server, peer, &answer)).unwrap_or(false);
-            if !used && !refuse {
-                node.released.lock().expect("lock").push(n);
-            }
+            let uses = Uses::default();
+            let answer = if refuse { Err("403 Forbidden".to_owned()) } else { Ok(uses.lease(n)) };
+            node.bound.lock().expect("lock").push(uses);
+            node.with(|f| f.bound(server, peer, answer));
         });
-    }
-
-    fn release(&self, _server: SocketAddr, channel: u16) {
-        self.0.released.lock().expect("lock").push(channel);
     }
 
     fn done(&self, outcome: Result<Chosen, String>) {
@@ -223,7 +215,6 @@ impl World {
                     holes: Mutex::default(),
                     permitted: Mutex::default(),
                     bound: Mutex::default(),
-                    released: Mutex::default(),
                     sent: Mutex::default(),
                     outcome: Mutex::default(),
                     world: world.clone(),
