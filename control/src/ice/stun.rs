@@ -151,6 +151,14 @@ impl<'a> View<'a> {
         XorSocketAddr::from_raw(&raw).ok().map(|a| a.addr(self.message.transaction_id()))
     }
 
+    /// All addresses in XOR-PEER-ADDRESS: a request may name several.
+    #[cfg(test)]
+    pub(crate) fn peers(&self) -> Vec<std::net::IpAddr> {
+        let peers = self.message.iter_attributes().filter(|(_, a)| a.get_type().value() == attr::XOR_PEER_ADDRESS);
+        let address = |a: &RawAttribute<'_>| XorSocketAddr::from_raw(a).ok();
+        peers.filter_map(|(_, a)| address(&a)).map(|a| a.addr(self.message.transaction_id()).ip()).collect()
+    }
+
     /// How the other side sees us; servers older than RFC 5389 do not XOR.
     pub(crate) fn mapped(&self) -> Option<SocketAddr> {
         self.xor_address(attr::XOR_MAPPED_ADDRESS)

@@ -27,6 +27,12 @@ impl Wire for AgentWire {
         }
     }
 
+    fn want_relays(&self) {
+        if let Some(s) = self.shared.upgrade() {
+            s.with(|core, _| core.want_relays(self.id));
+        }
+    }
+
     fn bind(&self, server: SocketAddr, peer: SocketAddr) {
         if let Some(s) = self.shared.upgrade() {
             s.with(|core, now| core.bind(self.id, server, peer, now));

@@ -9,7 +9,7 @@ use super::super::binding::BindingEvent;
 use super::super::finder::Chosen;
 use super::super::route::{Route, Transmit};
 use super::super::stun::{Class, View};
-use super::super::turn::TurnEvent;
+use super::super::turn::{Turn, TurnEvent};
 use super::super::types::{Failed, Found, IceEvent};
 use super::{Agent, AgentId, Core, MAX_CHECKS, Owner};
 
@@ -112,6 +112,13 @@ impl Core {
         self.refresh_agents(now);
     }
 
+    /// A negotiation finds no direct way: it asks for permissions from now on.
+    pub(crate) fn want_relays(&mut self, id: AgentId) {
+        if let Some(a) = self.agents.get_mut(&id) {
+            a.finder.want_relays();
+        }
+    }
+
     /// A negotiation needs a channel.
     pub(crate) fn bind(&mut self, id: AgentId, server: SocketAddr, peer: SocketAddr, now: Instant) {
         self.binders.entry((server, peer)).or_default().push(id);
@@ -170,6 +177,7 @@ impl Core {
 
     fn troubles(&self) -> String {
         let errors = self.stun.iter().filter_map(|s| s.error.as_ref());
-        errors.chain(self.turn.iter().filter_map(|t| t.error.as_ref())).map(|e| format!("; {e}")).collect()
+        let errors = errors.map(String::as_str);
+        errors.chain(self.turn.iter().filter_map(Turn::trouble)).map(|e| format!("; {e}")).collect()
     }
 }

@@ -95,6 +95,7 @@ struct Nowhere;
 
 impl Wire for Nowhere {
     fn send(&self, _: Route, _: &[u8]) {}
+    fn want_relays(&self) {}
     fn bind(&self, _: SocketAddr, _: SocketAddr) {}
     fn done(&self, _: Result<Chosen, String>) {}
 }

@@ -51,6 +51,8 @@ pub enum Role {
 pub(crate) trait Wire: Send + Sync + 'static {
     /// Sends one datagram, or drops it.
     fn send(&self, route: Route, bytes: &[u8]);
+    /// No direct way works so far: [`Finder::want_relays`] is to be called.
+    fn want_relays(&self);
     /// Asks for a channel; [`Finder::bound`] answers.
     fn bind(&self, server: SocketAddr, peer: SocketAddr);
     /// The end, once.
@@ -101,6 +103,11 @@ impl Finder {
     pub(crate) fn add_remote(&mut self, candidates: &[Candidate]) {
         let ways = self.plan.add_remote(candidates);
         self.tell(&ways);
+    }
+
+    /// Relayed ways are made ready from now on.
+    pub(crate) const fn want_relays(&mut self) {
+        self.plan.want_relays();
     }
 
     /// Permissions to ask for since the last call; [`Self::permitted`] answers.

@@ -42,6 +42,8 @@ pub(super) struct Plan {
     /// Ways whose relay has not said yet whether it may be used.
     frozen: Vec<Way>,
     permits: Vec<(SocketAddr, IpAddr)>,
+    /// Direct ways had their time. Servers permit few addresses: none is asked for that is not needed.
+    relays_wanted: bool,
 }
 
 impl Plan {
@@ -57,6 +59,7 @@ impl Plan {
             made: Vec::new(),
             frozen: Vec::new(),
             permits: Vec::new(),
+            relays_wanted: false,
         }
     }
 
@@ -113,9 +116,13 @@ impl Plan {
         ways
     }
 
-    /// Permissions to ask for since the last call: server and address.
+    pub(super) const fn want_relays(&mut self) {
+        self.relays_wanted = true;
+    }
+
+    /// Permissions to ask for since the last call: server and address. None before relays are wanted.
     pub(super) fn take_permits(&mut self) -> Vec<(SocketAddr, IpAddr)> {
-        std::mem::take(&mut self.permits)
+        if self.relays_wanted { std::mem::take(&mut self.permits) } else { Vec::new() }
     }
 
     /// A server's answer. Returns the ways that can be tried now.
@@ -135,6 +142,7 @@ impl Plan {
         self.relays.retain(|r| r.server != server);
         self.made.retain(|r| !on(r));
         self.frozen.retain(|w| !on(&w.route));
+        self.permits.retain(|(s, _)| *s != server);
     }
 
     /// Whether both sides said all they know.

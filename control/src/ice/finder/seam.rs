@@ -74,7 +74,8 @@ enum Channel {
     None,
     Asked,
     Bound(Lease),
-    Refused,
+    /// The server's words.
+    Refused(String),
 }
 
 /// One way, as the negotiation sees it.
@@ -123,6 +124,14 @@ impl Known {
     /// Relays on the way: 0, 1 or 2.
     pub(super) fn hops(&self, route: &Route) -> u8 {
         u8::from(route.is_relay()) + u8::from(self.kind == CandidateKind::Relayed)
+    }
+
+    /// Why there is no channel, if a server refused it.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        match &self.channel {
+            Channel::Refused(why) => Some(why),
+            _ => None,
+        }
     }
 
     pub(super) fn take_channel(&mut self) -> Option<Lease> {
@@ -237,7 +246,7 @@ impl Seam {
         let closed = state.closed;
         let Some(way) = state.ways.get_mut(&Route::Relay { server, peer }) else { return };
         if !closed && matches!(way.channel, Channel::Asked) {
-            way.channel = channel.map_or(Channel::Refused, Channel::Bound);
+            way.channel = channel.map_or_else(Channel::Refused, Channel::Bound);
         }
     }
 
@@ -245,7 +254,7 @@ impl Seam {
         let mut state = self.lock();
         for (route, way) in &mut state.ways {
             if matches!(route, Route::Relay { server: s, .. } if *s == server) {
-                (way.dead, way.channel) = (true, Channel::Refused);
+                (way.dead, way.channel) = (true, Channel::Refused("the allocation is gone".into()));
             }
         }
     }
@@ -333,13 +342,14 @@ impl Seam {
             return Some(false);
         }
         // What the peer sends after our answer would come in without a channel and be lost.
-        match way.channel {
+        match &way.channel {
             Channel::None => {
                 way.channel = Channel::Asked;
                 return Some(true);
             }
-            Channel::Refused => {
-                state.broken = Some("no path: the relay refuses a channel for the path that the peer chose".into());
+            Channel::Refused(why) => {
+                let what = "no path: the relay refuses a channel for the path that the peer chose";
+                state.broken = Some(format!("{what}: {why}"));
                 self.news.notify_one();
             }
             Channel::Asked | Channel::Bound(_) => {}
@@ -363,7 +373,7 @@ impl Seam {
         let patience = BIND_AFTER * u32::from(hops);
         let better = |w: &Known| {
             let works = w.rtt.is_some() || matches!(w.channel, Channel::Asked | Channel::Bound(_));
-            works && !w.dead && !matches!(w.channel, Channel::Refused) && w.rank > rank
+            works && !w.dead && !matches!(w.channel, Channel::Refused(_)) && w.rank > rank
         };
         if !free || now - began < patience || state.ways.values().any(better) {
             return None;
@@ -398,6 +408,11 @@ impl State {
             self.ways.insert(route, Known::new(&route, kind, priority));
             self.fresh.push(route);
         }
+    }
+
+    /// Whether a way without a relay works.
+    pub(super) fn has_direct(&self) -> bool {
+        self.ways.iter().any(|(r, w)| w.hops(r) == 0 && w.rtt.is_some() && !w.dead)
     }
 
     /// Whether this message is sent. Responses always are.

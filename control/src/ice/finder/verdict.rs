@@ -97,6 +97,8 @@ impl State {
             (n, 0) => format!("none of {n} checks was answered"),
             (n, a) => format!("{a} of {n} checks were answered, but none was agreed on"),
         };
-        format!("no path: {what} (ours: {}; the peer's: {})", of(&ours), of(&theirs))
+        let refused = self.ways.values().find_map(|w| w.refusal());
+        let refused = refused.map(|why| format!("; a relay refused a channel: {why}")).unwrap_or_default();
+        format!("no path: {what} (ours: {}; the peer's: {}){refused}", of(&ours), of(&theirs))
     }
 }

@@ -39,8 +39,9 @@ const PERMISSION_MARGIN: Duration = Duration::from_secs(60);
 const DENIED: Duration = Duration::from_secs(30);
 /// Permissions kept in mind for one server.
 const MAX_PERMISSIONS: usize = 1024;
-/// Addresses in one CreatePermission.
-const BATCH: usize = 16;
+/// Addresses in one CreatePermission. ejabberd's server refuses requests that could take it over `turn_max_permissions` (10
+/// for an allocation), and counts addresses that it already permits once more.
+const BATCH: usize = 8;
 /// Pause after a refusal that waiting does not heal (wrong password, quota).
 const REFUSED: Duration = Duration::from_secs(30);
 
@@ -117,6 +118,10 @@ pub(crate) struct Turn {
     permissions: HashMap<IpAddr, Permission>,
     wanted: Vec<IpAddr>,
     wanted_at: Instant,
+    /// How many are asked for at once: fewer after a 508.
+    batch: usize,
+    /// The server permits no more addresses (508): until when it is not asked for more, and what it said.
+    full: Option<(Instant, String)>,
     channels: HashMap<SocketAddr, Channel>,
     numbers: HashMap<u16, SocketAddr>,
     next_number: u16,
@@ -148,6 +153,8 @@ impl Turn {
             permissions: HashMap::new(),
             wanted: Vec::new(),
             wanted_at: now,
+            batch: BATCH,
+            full: None,
             channels: HashMap::new(),
             numbers: HashMap::new(),
             next_number: channels::first_number(),
@@ -219,7 +226,7 @@ impl Turn {
                 at.min(self.channels_next().unwrap_or(at))
             }
         };
-        let at = if self.wanted.is_empty() { at } else { at.min(self.wanted_at) };
+        let at = if self.may_ask() { at.min(self.wanted_at) } else { at };
         self.requests.iter().map(|r| r.at).fold(at, Instant::min)
     }
 
@@ -251,8 +258,8 @@ impl Turn {
                     self.mapping_at = now + MAPPING;
                     self.start(Kind::Binding, now, out);
                 }
-                while !self.wanted.is_empty() {
-                    let rest = self.wanted.split_off(self.wanted.len().min(BATCH));
+                while self.may_ask() {
+                    let rest = self.wanted.split_off(self.wanted.len().min(self.batch));
                     let batch = std::mem::replace(&mut self.wanted, rest);
                     self.start(Kind::Permission(batch), now, out);
                 }
@@ -262,13 +269,29 @@ impl Turn {
         }
     }
 
+    /// Whether there are permissions to ask for. One request at a time while it is found out how many are given.
+    fn may_ask(&self) -> bool {
+        let asking = || self.requests.iter().any(|r| matches!(r.kind, Kind::Permission(_)));
+        !self.wanted.is_empty() && (self.batch == BATCH || !asking())
+    }
+
+    /// What is wrong, for people: the allocation is in doubt or not there, or it is full.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.error.as_deref().or(self.full.as_ref().map(|(_, why)| why.as_str()))
+    }
+
     fn watch_interval(&self) -> Duration {
         if self.busy { WATCH_BUSY } else { WATCH_IDLE }
     }
 
     /// Asks that data may be relayed to `ip`; [`TurnEvent::Permitted`] answers, at once if it is known.
     pub(crate) fn permit(&mut self, ip: IpAddr, now: Instant) {
+        self.full = self.full.take().filter(|(until, _)| *until > now);
         let known = self.permissions.get(&ip).copied();
+        if self.full.is_some() && !matches!(known, Some(Permission::Pending)) {
+            let granted = matches!(known, Some(Permission::Granted(until)) if until > now);
+            return self.events.push(TurnEvent::Permitted(ip, granted));
+        }
         match known {
             Some(Permission::Pending) => return,
             Some(Permission::Granted(until)) if until > now + PERMISSION_MARGIN => {
@@ -303,6 +326,7 @@ impl Turn {
         self.requests.clear();
         self.permissions.clear();
         self.wanted.clear();
+        (self.batch, self.full) = (BATCH, None);
         self.channels.clear();
         self.numbers.clear();
         self.next_number = channels::first_number();

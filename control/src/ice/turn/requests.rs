@@ -9,7 +9,7 @@ use dataplane::path::canonical;
 use super::super::binding::RETRIES;
 use super::super::route::Transmit;
 use super::super::stun::{Class, Key, Tid, View, Writer, attr, method, random};
-use super::{LIFETIME, MAPPING, PERMISSION, Permission, REFUSED, State, Turn, TurnEvent};
+use super::{BATCH, LIFETIME, MAPPING, PERMISSION, Permission, REFUSED, State, Turn, TurnEvent};
 
 /// Nonces may go stale in a row this often before it counts as a refusal.
 const MAX_STALE: u8 = 4;
@@ -212,6 +212,7 @@ impl Turn {
                 }
             }
             Kind::Permission(ips) => {
+                self.batch = (self.batch * 2).min(BATCH);
                 for ip in ips {
                     self.permissions.insert(ip, Permission::Granted(now + PERMISSION));
                     self.events.push(TurnEvent::Permitted(ip, true));
@@ -270,6 +271,7 @@ impl Turn {
                     self.start(Kind::Allocate, now, out);
                 }
             }
+            (Kind::Permission(ips), 508) => self.full(ips, &text, now),
             (Kind::Permission(ips), _) if ips.len() > 1 => {
                 // One of them is refused: find out which.
                 for ip in ips {
@@ -279,6 +281,24 @@ impl Turn {
             (Kind::Permission(ips), _) => self.denied(&ips, now),
             (Kind::Bind(peer), _) => self.bind_failed(peer, text, now),
             (Kind::Binding, _) => {}
+        }
+    }
+
+    /// The server permits no more, or not as many at once: fewer are asked for, and after one alone none for a while.
+    fn full(&mut self, mut ips: Vec<IpAddr>, text: &str, now: Instant) {
+        self.batch = (ips.len() / 2).max(1);
+        if ips.len() > 1 {
+            ips.append(&mut self.wanted);
+            self.wanted = ips;
+            return;
+        }
+        let why = format!("TURN server {}: {text}: it permits no more addresses for now", self.server);
+        tracing::warn!("{why}");
+        self.full = Some((now + super::DENIED, why));
+        ips.append(&mut self.wanted);
+        for ip in ips {
+            self.permissions.remove(&ip);
+            self.events.push(TurnEvent::Permitted(ip, false));
         }
     }
 

@@ -33,6 +33,9 @@ struct Server {
     /// Answers everything but Allocate with this.
     amnesia: Option<u16>,
     refuse_channels: Option<u16>,
+    /// As ejabberd's counts: those that are permitted and those that are asked for have to be fewer.
+    max_permissions: usize,
+    permissions: std::collections::HashSet<IpAddr>,
 }
 
 impl Server {
@@ -49,6 +52,8 @@ impl Server {
             allocations: 0,
             amnesia: None,
             refuse_channels: None,
+            max_permissions: usize::MAX,
+            permissions: Default::default(),
         }
     }
 
@@ -97,12 +102,14 @@ impl Server {
             _ if !self.allocated => return error(437, "Allocation Mismatch"),
             method::REFRESH => ok.u32(attr::LIFETIME, 600),
             method::CREATE_PERMISSION => {
-                // Only the first address can be read by our view; a batch is known by its length.
-                let batch = bytes.windows(4).filter(|w| w[..2] == [0, 0x12] && w[2..] == [0, 8]).count() > 1;
-                let first = v.xor_address(attr::XOR_PEER_ADDRESS).map(|p| p.ip());
-                if self.forbidden.is_some() && (batch || first == self.forbidden) {
+                let asked = v.peers();
+                if self.forbidden.is_some_and(|f| asked.contains(&f)) {
                     return error(403, "Forbidden");
                 }
+                if self.permissions.len() + asked.len() >= self.max_permissions {
+                    return error(508, "Insufficient Capacity");
+                }
+                self.permissions.extend(asked);
                 ok
             }
             method::CHANNEL_BIND if self.refuse_channels.is_some() => {
@@ -372,6 +379,38 @@ fn a_forbidden_address_does_not_take_the_others_with_it() {
     s.turn.permit(ip("198.18.0.66"), s.now);
     assert_eq!(s.turn.take_events(), [permitted("198.18.0.5", true), permitted("198.18.0.66", false)]);
     assert_eq!(s.server.requests, before);
+}
+
+#[test]
+fn a_server_that_permits_few_addresses_is_not_hammered_and_gives_what_it_has() {
+    let mut s = Scene::up();
+    s.server.max_permissions = 10;
+    let before = s.server.requests;
+    for i in 0..30 {
+        s.turn.permit(ip(&format!("198.18.0.{i}")), s.now);
+    }
+    s.run(Duration::from_secs(1));
+    let events = s.take();
+    let granted = events.iter().filter(|e| matches!(e, TurnEvent::Permitted(_, true))).count();
+    assert_eq!((granted, events.len()), (9, 30), "{events:?}");
+    assert!(s.server.requests - before < 12, "{} requests", s.server.requests - before);
+    let why = s.turn.trouble().expect("a reason").to_owned();
+    assert!(why.contains("508") && why.contains("permits no more"), "{why}");
+    // More are refused without asking, and what is permitted stays so.
+    let before = s.server.requests;
+    for i in 0..30 {
+        s.turn.permit(ip(&format!("198.18.1.{i}")), s.now);
+    }
+    s.turn.permit(ip("198.18.0.0"), s.now);
+    assert_eq!(s.take().len() + s.turn.take_events().len(), 31);
+    s.run(Duration::from_secs(1));
+    assert_eq!(s.server.requests, before);
+    // Permissions lapse, and the next ones are given.
+    s.run(Duration::from_secs(310));
+    s.server.permissions.clear();
+    s.turn.permit(ip("198.18.1.9"), s.now);
+    s.run(Duration::from_secs(1));
+    assert_eq!((s.take(), s.turn.trouble()), (vec![TurnEvent::Permitted(ip("198.18.1.9"), true)], None));
 }
 
 #[test]

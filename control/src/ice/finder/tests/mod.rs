@@ -47,6 +47,8 @@ async fn two_cone_nats_are_punched() {
     assert_eq!((a.local_kind, a.remote_kind), (CandidateKind::ServerReflexive, CandidateKind::ServerReflexive));
     assert!(took < Duration::from_millis(500), "{took:?}");
     assert_eq!((channels_in_use(&world, 0), channels_in_use(&world, 1)), (0, 0));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!([0, 1].iter().all(|i| world.node(*i).permitted.lock().expect("lock").is_empty()), "no relay was needed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,7 +77,9 @@ async fn where_nothing_direct_works_one_relay_is_taken() {
         let ([a, b], took) = timed(&world).await;
         assert!(a.route.is_relay() != b.route.is_relay(), "{nats:?} {relays:?}: {} {}", a.why, b.why);
         assert_eq!((a.channel.is_some(), b.channel.is_some()), (a.route.is_relay(), b.route.is_relay()));
-        assert!(took < Duration::from_millis(1200), "{nats:?} {relays:?}: {took:?}");
+        assert!(took < Duration::from_millis(850), "{nats:?} {relays:?}: {took:?}");
+        let wanted: Vec<usize> = [0, 1].map(|i| world.node(i).wanted.lock().expect("lock").len()).into();
+        assert_eq!(wanted, [1, 1]);
         let in_use = channels_in_use(&world, 0) + channels_in_use(&world, 1);
         assert_eq!(in_use, 1, "{nats:?} {relays:?}: a channel was not given back");
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::super::super::candidate::{Candidate, CandidateKind, Credentials};
 use super::super::super::route::Route;
@@ -39,7 +40,9 @@ pub(super) struct Node {
     /// Mappings made (destination) and holes: own port, remote.
     mappings: Mutex<Vec<SocketAddr>>,
     holes: Mutex<HashSet<(u16, SocketAddr)>>,
-    permitted: Mutex<HashSet<IpAddr>>,
+    pub(super) permitted: Mutex<HashSet<IpAddr>>,
+    /// When relays were wanted.
+    pub(super) wanted: Mutex<Vec<Instant>>,
     pub(super) bound: Mutex<Vec<Uses>>,
     pub(super) sent: Mutex<Vec<Route>>,
     outcome: Mutex<Option<oneshot::Sender<Result<Chosen, String>>>>,
@@ -99,15 +102,25 @@ impl Node {
         }
     }
 
-    pub(super) fn with<R>(&self, f: impl FnOnce(&mut Finder) -> R) -> Option<R> {
+    pub(super) fn with<R>(self: &Arc<Self>, f: impl FnOnce(&mut Finder) -> R) -> Option<R> {
         let mut finder = self.finder.get()?.lock().expect("lock");
         let finder = finder.as_mut()?;
         let r = f(finder);
         for (server, ip) in finder.take_permits() {
-            self.permitted.lock().expect("lock").insert(ip);
-            finder.permitted(server, ip, true);
+            let node = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(LATENCY * 2).await;
+                node.permit(server, ip);
+            });
         }
         Some(r)
+    }
+
+    fn permit(&self, server: SocketAddr, ip: IpAddr) {
+        self.permitted.lock().expect("lock").insert(ip);
+        if let Some(f) = self.finder.get().expect("started").lock().expect("lock").as_mut() {
+            f.permitted(server, ip, true);
+        }
     }
 
     /// Nothing will be told any more: the finder is gone.
@@ -170,6 +183,11 @@ impl Wire for NodeWire {
         });
     }
 
+    fn want_relays(&self) {
+        self.0.wanted.lock().expect("lock").push(Instant::now());
+        self.0.with(Finder::want_relays);
+    }
+
     fn bind(&self, server: SocketAddr, peer: SocketAddr) {
         let node = self.0.clone();
         let refuse = node.world.upgrade().is_some_and(|w| w.refuse_channels);
@@ -214,6 +232,7 @@ impl World {
                     mappings: Mutex::default(),
                     holes: Mutex::default(),
                     permitted: Mutex::default(),
+                    wanted: Mutex::default(),
                     bound: Mutex::default(),
                     sent: Mutex::default(),
                     outcome: Mutex::default(),
