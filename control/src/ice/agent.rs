@@ -121,6 +121,6 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
-        self.shared.with(|core, now| core.close_agent(id, now));
+        self.shared.with(|core, now| core.close_agent(id, matches!(self.known, Some(Ok(_))), now));
     }
 }

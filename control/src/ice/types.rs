@@ -81,6 +81,12 @@ pub enum IceEvent {
         /// Why.
         why: String,
     },
+    /// The peer has probed a link in use, signed with the credentials of ours with this user fragment: it lives, it hears us,
+    /// and the link need not be probed from here. At most twice a second for each link.
+    Heard {
+        /// Which.
+        ufrag: String,
+    },
     /// There is an allocation on this server, for the first time or again.
     RelayUp {
         /// Which.

@@ -23,7 +23,7 @@ impl AgentWire {
 impl Wire for AgentWire {
     fn send(&self, route: Route, bytes: &[u8]) {
         if let Some(s) = self.shared.upgrade() {
-            s.send(|core| core.send_check(self.id, route, bytes.to_vec()));
+            s.send(|core, _| core.send_check(self.id, route, bytes.to_vec()));
         }
     }
 

@@ -72,7 +72,8 @@ impl Core {
                 self.refresh_agents(now);
             }
             TurnEvent::Remapped { was } => {
-                self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
+                let mapped = self.turn.iter().find(|t| t.server() == server).and_then(|t| t.mapped);
+                self.moved(server, was, mapped);
                 self.refresh_agents(now);
             }
             TurnEvent::Permitted(ip, yes) => {
@@ -102,12 +103,19 @@ impl Core {
         }
     }
 
+    /// A server sees us at another address than before. One NAT that was rebooted is one event: the first server to see the
+    /// new address tells, others that see the same follow.
+    fn moved(&mut self, server: SocketAddr, was: SocketAddr, mapped: Option<SocketAddr>) {
+        let all = self.stun.iter().map(|s| s.mapped).chain(self.turn.iter().map(|t| t.mapped));
+        if mapped.is_some_and(|m| m != was) && all.filter(|m| *m == mapped).count() < 2 {
+            self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
+        }
+    }
+
     pub(super) fn stun_event(&mut self, server: SocketAddr, e: &BindingEvent, now: Instant) {
         if let BindingEvent::Mapped { was: Some(was) } = e {
             let mapped = self.stun.iter().find(|s| s.server() == server).and_then(|s| s.mapped);
-            if mapped.is_some_and(|m| m != *was) {
-                self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
-            }
+            self.moved(server, *was, mapped);
         }
         self.refresh_agents(now);
     }

@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::table::Prefix;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -92,6 +93,13 @@ impl Finder {
     ) {
         let ways = self.plan.set_local(families, locals, relays, done);
         self.tell(&ways);
+    }
+
+    /// Prefixes that are reached through the tunnel itself: what is there is no candidate, and no check that comes from
+    /// there counts, as the path would lead through itself.
+    pub(crate) fn set_overlay(&mut self, prefixes: &[Prefix]) {
+        self.plan.set_overlay(prefixes);
+        self.seam.lock().overlay = prefixes.to_vec();
     }
 
     /// The peer's credentials. Only the first ones count: new ones are a new negotiation.

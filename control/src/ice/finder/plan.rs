@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use dataplane::table::Prefix;
+
 use super::super::candidate::{Candidate, CandidateKind};
 use super::super::route::{Route, is_sendable, may_relay};
 
@@ -30,6 +32,7 @@ pub(super) struct Way {
 #[derive(Debug)]
 pub(super) struct Plan {
     relay_private: bool,
+    overlay: Vec<Prefix>,
     relays: Vec<Relay>,
     /// Which families the port can send: IPv4, IPv6.
     families: (bool, bool),
@@ -50,6 +53,7 @@ impl Plan {
     pub(super) fn new(relay_private: bool) -> Self {
         Self {
             relay_private,
+            overlay: Vec::new(),
             relays: Vec::new(),
             families: (true, true),
             locals: Vec::new(),
@@ -61,6 +65,10 @@ impl Plan {
             permits: Vec::new(),
             relays_wanted: false,
         }
+    }
+
+    pub(super) fn set_overlay(&mut self, prefixes: &[Prefix]) {
+        self.overlay = prefixes.to_vec();
     }
 
     /// What this side has: families that it can send, its candidates, its allocations, and whether more may come.
@@ -85,7 +93,8 @@ impl Plan {
         for c in candidates {
             let address = dataplane::path::canonical(c.address);
             let known = self.remotes.iter().any(|r| r.0 == address);
-            if is_sendable(address) && !known && self.remotes.len() < MAX_REMOTE {
+            let loops = self.overlay.iter().any(|p| p.contains(address.ip()));
+            if is_sendable(address) && !loops && !known && self.remotes.len() < MAX_REMOTE {
                 let remote = (address, c.kind, c.priority);
                 self.remotes.push(remote);
                 ways.extend(self.pair_up(remote));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dataplane::table::Prefix;
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 use tokio::time::Instant;
 use webrtc_ice::udp_mux::UDPMux;
@@ -153,6 +154,7 @@ pub(super) struct State {
     /// Both sides said all they know.
     pub(super) told: bool,
     remote_done: bool,
+    pub(super) overlay: Vec<Prefix>,
     /// When the agent began to check.
     pub(super) began: Option<Instant>,
     queue: Option<mpsc::Sender<Message>>,
@@ -187,6 +189,7 @@ impl Seam {
             locals: Vec::new(),
             told: false,
             remote_done: false,
+            overlay: Vec::new(),
             began: None,
             queue: Some(queue),
             closed: false,
@@ -209,7 +212,12 @@ impl Seam {
             Class::Success => (self.peer_key.get(), What::Success { mapped: v.mapped() }),
             _ => return Taken::No,
         };
-        let queue = self.lock().queue.clone().filter(|q| q.capacity() > 0 && v.bytes().len() <= LONGEST);
+        let queue = {
+            let state = self.lock();
+            let fits = |q: &mpsc::Sender<Message>| q.capacity() > 0 && v.bytes().len() <= LONGEST;
+            let loops = state.overlay.iter().any(|p| p.contains(route.peer().ip()));
+            state.queue.clone().filter(|q| fits(q) && !loops)
+        };
         let (Some(key), Some(queue)) = (key, queue) else { return Taken::No };
         if !v.signed_by(key) {
             return Taken::Forged;

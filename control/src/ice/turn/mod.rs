@@ -312,6 +312,7 @@ impl Turn {
     }
 
     fn forget_old(&mut self, now: Instant) {
+        self.full = self.full.take().filter(|(until, _)| *until > now);
         self.permissions.retain(|_, p| match p {
             Permission::Pending => true,
             Permission::Granted(until) | Permission::Denied(until) => *until > now,

@@ -223,6 +223,34 @@ async fn floods_and_forgeries_change_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_way_through_the_tunnel_itself_is_none() {
+    let overlay: dataplane::table::Prefix = "172.16.10.0/24".parse().expect("prefix");
+    // Both know what is inside; one does, and the other tells it and sends there; nobody does.
+    for knows in [[true, true], [true, false], [false, true], [false, false]] {
+        let world = World::new([Nat::Symmetric, Nat::Symmetric], [true, true]);
+        let outcomes = (world.start(0), world.start(1));
+        for i in [0, 1].into_iter().filter(|i| knows[*i]) {
+            world.node(i).with(|f| f.set_overlay(&[overlay]));
+        }
+        for i in [0, 1] {
+            let mut candidates = world.node(i).candidates();
+            let inside =
+                Candidate { address: world.node(i).inside(), kind: CandidateKind::Host, ..candidates[0].clone() };
+            candidates.insert(0, inside);
+            world.signal(i, &candidates, true);
+        }
+        let (a, b) = (outcomes.0.await.expect("outcome"), outcomes.1.await.expect("outcome"));
+        let (a, b) = (a.expect("a path"), b.expect("a path"));
+        let loops = |c: &Chosen| overlay.contains(c.route.peer().ip());
+        let any = knows[0] || knows[1];
+        assert_eq!((loops(&a), loops(&b)), (!any, !any), "{knows:?}: {} {}", a.why, b.why);
+        for i in [0, 1].into_iter().filter(|i| knows[*i]) {
+            assert!(!world.node(i).sent.lock().expect("lock").iter().any(|r| overlay.contains(r.peer().ip())));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_floods_fills_its_queue_and_no_more() {
     let world = World::new([Nat::Cone, Nat::Cone], [true, true]);
     let _outcome = world.start(0);

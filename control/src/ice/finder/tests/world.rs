@@ -71,6 +71,11 @@ impl Node {
         SocketAddr::from(([10, 0, self.number, 2], BASE))
     }
 
+    /// Its address in the tunnel, which leads to the other node.
+    pub(super) fn inside(&self) -> SocketAddr {
+        SocketAddr::from(([172, 16, 10, self.number], BASE))
+    }
+
     /// What others see.
     pub(super) fn mapped(&self) -> SocketAddr {
         self.public(BASE)
@@ -163,6 +168,7 @@ impl Wire for NodeWire {
         self.0.sent.lock().expect("lock").push(route);
         let Some(world) = self.0.world.upgrade() else { return };
         let (from, to) = match route {
+            Route::Direct(to) if world.nodes.iter().any(|n| n.inside() == to) => (self.0.inside(), to),
             Route::Direct(to) => (self.0.source(to), to),
             Route::Relay { server, peer } => {
                 let relay = self.0.relay.filter(|r| r.server == server).expect("a relay of ours");
@@ -263,6 +269,7 @@ impl World {
                     let may = n.permitted.lock().expect("lock").contains(&from.ip());
                     may.then_some(Route::Relay { server: r.server, peer: from })
                 }
+                _ if to == n.inside() => Some(Route::Direct(from)),
                 _ => (to.ip() == n.mapped().ip() && n.lets_in(from, to.port())).then_some(Route::Direct(from)),
             };
             if let Some(route) = route {
