@@ -165,6 +165,13 @@ impl Finder {
     }
 }
 
+impl Drop for Finder {
+    fn drop(&mut self) {
+        // Now, and not when its task comes to it: what it has bound is in use until then.
+        self.seam.close();
+    }
+}
+
 /// RFC 8445, section 5.1.2.1, for component 1.
 pub(crate) fn priority(kind: CandidateKind, local_preference: u16) -> u32 {
     let preference: u32 = match kind {

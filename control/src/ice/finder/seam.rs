@@ -32,8 +32,9 @@ const MAX_SEEN: usize = 16;
 /// A source that was not signalled is held back for this long: its candidate may be on the way, and tell that it is a
 /// relay's.
 const SIGNAL_PATIENCE: Duration = Duration::from_millis(250);
-/// A channel is not asked for before direct ways had this long.
-const BIND_AFTER: Duration = Duration::from_millis(350);
+/// A channel is not asked for before shorter ways had this long, by the number of relays on the way. Of ways with one
+/// relay, those over the peer's need no channel of ours, and come a moment later.
+const BIND_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(450), Duration::from_millis(700)];
 /// The agent checks every way at every tick. The first so many checks of a way go out, then only one in each pause,
 /// unless the peer is heard over it.
 const EAGER_CHECKS: u32 = 10;
@@ -378,7 +379,7 @@ impl Seam {
         }
         // To the agent a relayed way works when its channel is bound. One is bound if nothing better works.
         let (rank, hops, free) = (way.rank, way.hops(&route), matches!(way.channel, Channel::None));
-        let patience = BIND_AFTER * u32::from(hops);
+        let patience = BIND_AFTER.get(usize::from(hops)).copied().unwrap_or_default();
         let better = |w: &Known| {
             let works = w.rtt.is_some() || matches!(w.channel, Channel::Asked | Channel::Bound(_));
             works && !w.dead && !matches!(w.channel, Channel::Refused(_)) && w.rank > rank
