@@ -77,6 +77,8 @@ pub struct Link {
     pub(super) setup_from: Option<Time>,
     pub(super) setup: Option<Duration>,
     pub(super) rtt: Option<Duration>,
+    /// When that was measured.
+    pub(super) rtt_at: Time,
     /// Of the last failure, or of being idle.
     pub(super) why: String,
 }
@@ -119,6 +121,7 @@ impl Link {
             setup_from: None,
             setup: None,
             rtt: None,
+            rtt_at: Time::ZERO,
             why,
         }
     }
@@ -147,6 +150,7 @@ impl Link {
             Input::Session { at } => self.session(now, at.min(now)),
             Input::Activity { last_received, last_sent, path } => self.activity(now, last_received, last_sent, path),
             Input::ProbeAnswered { rtt } => self.probe_answered(now, rtt),
+            Input::Heard => self.heard(now),
             Input::ProbeFailed => self.probe_failed(now),
             Input::NetworkChanged => self.network_changed(now),
             Input::Close { reason } => self.close(now, reason),

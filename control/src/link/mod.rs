@@ -168,6 +168,8 @@ pub enum Input {
         /// There and back.
         rtt: Duration,
     },
+    /// The peer sent a probe of its own over the path in use, signed.
+    Heard,
     /// A probe could not be sent, or was refused. One that is merely not answered need not be told: the link waits 700 ms.
     ProbeFailed,
     /// Our addresses, default route or mapped address changed.

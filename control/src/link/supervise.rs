@@ -117,6 +117,17 @@ impl Link {
         }
         if self.current.as_ref().is_some_and(|c| c.session) {
             self.revived(now, |l| l.liveness.look(now, sent, received));
+            self.measure(now);
+        }
+    }
+
+    /// A busy path needs no proof, and would have no round trip time.
+    fn measure(&mut self, now: Time) {
+        let can = self.current.as_ref().is_some_and(|c| c.sid.is_some());
+        let busy = now.since(self.data_at) < timing::UNANSWERED * 2;
+        if can && busy && !self.liveness.dead() && now.since(self.rtt_at) >= timing::RTT_AGAIN {
+            self.rtt_at = now;
+            self.liveness.ask(now);
         }
     }
 
@@ -153,7 +164,16 @@ impl Link {
 
     pub(super) fn probe_answered(&mut self, now: Time, rtt: Duration) {
         if self.current.as_ref().is_some_and(|c| c.session) {
-            self.rtt = Some(rtt);
+            (self.rtt, self.rtt_at) = (Some(rtt), now);
+            self.revived(now, |l| l.liveness.proof(now));
+        }
+    }
+
+    /// The peer's probe proves the path as well as an answer to ours, but for the round trip time: that is measured by both
+    /// ends, if less often.
+    pub(super) fn heard(&mut self, now: Time) {
+        let measured = self.rtt.is_some() && now.since(self.rtt_at) < timing::RTT_AGAIN;
+        if measured && self.current.as_ref().is_some_and(|c| c.session) {
             self.revived(now, |l| l.liveness.proof(now));
         }
     }

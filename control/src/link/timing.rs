@@ -50,6 +50,8 @@ pub(super) const NETWORK_AGAIN: Duration = ms(2_000);
 pub(super) const UNANSWERED: Duration = ms(1_000);
 /// Nothing came for so long: ask. Also keeps NAT mappings: 30 s is the shortest that is common.
 pub(super) const QUIET_PATH: Duration = ms(15_000);
+/// A round trip time is measured anew after so long, although traffic or the peer's own probes prove the path.
+pub(super) const RTT_AGAIN: Duration = ms(60_000);
 /// A probe that nobody reported on failed. Its sender repeats it twice in this time.
 pub(super) const PROBE_LOST: Duration = ms(700);
 /// From an unanswered probe to the next one.

@@ -62,6 +62,11 @@ impl Node {
             };
             n.apply(plan, &around).await;
         }
+        // A path to a peer must not lead through a tunnel of ours.
+        let carried: Vec<Prefix> = self.networks.iter().flat_map(Network::carries).collect();
+        for n in &self.networks {
+            n.ice.set_overlay(carried.clone());
+        }
     }
 
     fn keep_pins(&self) {

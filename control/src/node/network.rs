@@ -279,9 +279,14 @@ impl Network {
         self.warnings.extend(more);
     }
 
-    /// All that is reached through this network: nothing of it may be routed into another one.
+    /// What is carried by this network's tunnel.
+    pub(super) fn carries(&self) -> impl Iterator<Item = Prefix> {
+        self.subnets().into_iter().chain(self.routed.iter().copied())
+    }
+
+    /// What it carries and what lies behind us: nothing of it may be routed into another network.
     pub(super) fn reaches(&self) -> impl Iterator<Item = Prefix> {
-        self.subnets().into_iter().chain(self.config.routes.iter().copied()).chain(self.routed.iter().copied())
+        self.carries().chain(self.config.routes.iter().copied())
     }
 
     /// Where datagrams for members go: a route that covers such an address would send them into the tunnel that they

@@ -134,7 +134,6 @@ impl Peer {
         hands: &Hands<'_>,
     ) {
         if !self.running.contains_key(sid) {
-            hands.ice.release(found.path);
             return;
         }
         let (path, relayed) = (found.path, found.is_relayed());
@@ -302,16 +301,12 @@ impl Peer {
 
     /// Forgets what no agent and no path needs any more.
     fn tidy(&mut self, hands: &Hands<'_>) {
-        let path = self.link.path().map(|(path, _)| path);
         let over = |sid: &String| !self.running.contains_key(sid) && !self.link.needs(sid);
         let over: Vec<String> = self.known.keys().filter(|sid| over(sid)).cloned().collect();
         for sid in over {
             let Some(known) = self.known.remove(&sid) else { continue };
+            // And with it goes its use of a relay's channel.
             hands.ice.forget(&known.local.ufrag);
-            let shared = self.known.values().any(|k| k.found.path == known.found.path);
-            if !shared && path != Some(known.found.path) {
-                hands.ice.release(known.found.path);
-            }
         }
     }
 
@@ -321,8 +316,13 @@ impl Peer {
         self.running.clear();
         for (_, known) in self.known.drain() {
             hands.ice.forget(&known.local.ufrag);
-            hands.ice.release(known.found.path);
         }
+    }
+
+    /// Whether this is our user fragment of the path in use.
+    pub(super) fn is_known_as(&self, ufrag: &str) -> bool {
+        let known = self.link.sid().and_then(|sid| self.known.get(sid));
+        known.is_some_and(|k| k.local.ufrag == ufrag)
     }
 
     /// Its link for people.

@@ -476,12 +476,7 @@ impl Node {
     fn take_progress(&mut self, link: &LinkId, sid: String, what: Progress) {
         let n = &mut self.networks[link.network];
         let hands = hands!(n, &self.xmpp, &self.events);
-        let Some(p) = n.peers.get_mut(&link.jid) else {
-            if let Progress::Found { found, .. } = what {
-                n.ice.release(found.path);
-            }
-            return;
-        };
+        let Some(p) = n.peers.get_mut(&link.jid) else { return };
         match what {
             Progress::Refused { why, tie_break, gone } => {
                 p.handle(Input::SignalFailed { sid, why, tie_break, gone }, &hands);
@@ -493,6 +488,13 @@ impl Node {
 
     fn take_ice(&mut self, id: usize, event: &IceEvent) {
         let n = &mut self.networks[id];
+        if let IceEvent::Heard { ufrag } = event {
+            let hands = hands!(n, &self.xmpp, &self.events);
+            if let Some(p) = n.peers.values_mut().find(|p| p.is_known_as(ufrag)) {
+                p.handle(Input::Heard, &hands);
+            }
+            return;
+        }
         let concerns = |link: &Link| match (event, link.path().map(|(path, _)| path)) {
             (IceEvent::Changed { .. }, _) => true,
             // Also for a negotiation under way: it has told its candidates, and there was no relay among them.

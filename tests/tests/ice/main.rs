@@ -59,16 +59,18 @@ fn matrix(pairs: &[(Gateway, Gateway)], rounds: usize) {
                         let (fa, fb) = (ra?, rb?);
                         works(&a, &b, [&fa, &fb], [&ma, &mb]).await?;
                         // What was bound for other ways, or is not used any more, has been given back.
-                        a.node.release(fa.path);
-                        b.node.release(fb.path);
+                        let to_b = fa.path;
+                        drop((ma, mb));
+                        let (why, relayed) = (fa.why.clone(), [fa.is_relayed(), fb.is_relayed()]);
+                        drop((fa, fb));
                         ensure!(a.channels() + b.channels() == 0, "{} and {} channels", a.channels(), b.channels());
-                        if let (true, Path::Direct(to)) = (y.public_hosts() && !fa.is_relayed(), fa.path) {
+                        if let (true, Path::Direct(to)) = (y.public_hosts() && !relayed[0], to_b) {
                             ensure!(to.port() == b.port(), "{to} is not the data port {}", b.port());
                         }
                         let direct = x.direct(*y);
-                        ensure!(fa.is_relayed() != direct && fb.is_relayed() != direct, "{fa:?} / {fb:?}");
+                        ensure!(relayed == [!direct; 2], "{why}");
                         ensure!(took < GENEROUS, "it took {took:?}");
-                        anyhow::Ok((took, fa.why))
+                        anyhow::Ok((took, why))
                     })
                     .with_context(|| format!("{} - {}; coturn says\n{}", x.name(), y.name(), turn.log()))?;
                 times.push(took);
@@ -291,17 +293,15 @@ fn eighty_relayed_negotiations_at_once_are_done_soon_and_leave_nothing() {
                 .run_until(async {
                     for t in all {
                         let ((_, ra), (_, rb)) = t.await?;
-                        paths.push((ra?.path, rb?.path));
+                        paths.push((ra?, rb?));
                     }
                     anyhow::Ok(())
                 })
                 .await?;
             let took = start.elapsed();
             let cpu = process::cpu_seconds(std::process::id()).zip(cpu).map(|(x, y)| x - y);
-            for (x, y) in paths {
-                a.node.release(x);
-                b.node.release(y);
-            }
+            ensure!(a.channels() + b.channels() > 0, "all over relays, and no channel");
+            drop(paths);
             ensure!(a.channels() + b.channels() == 0, "{} and {} channels", a.channels(), b.channels());
             ensure!(took < GENEROUS, "it took {took:?}");
             let _ = writeln!(std::io::stderr(), "80 negotiations at once, both ends here: {took:?}, {cpu:?} s of CPU");

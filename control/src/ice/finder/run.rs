@@ -38,6 +38,12 @@ const REFLEXIVE_PATIENCE: Duration = Duration::from_millis(120);
 const UNKNOWN_PATIENCE: Duration = Duration::from_millis(250);
 /// The same for a relayed one.
 const RELAY_PATIENCE: Duration = Duration::from_millis(700);
+/// Relayed ways are made ready after direct ones had this long without success; the answering side begins one signalling
+/// message earlier, and waits twice as long. With permissions (one round trip), checks (another, every 50 ms) and a channel
+/// (a third) they are ready well before [`RELAY_PATIENCE`].
+const RELAYS_AFTER: Duration = Duration::from_millis(150);
+/// The same if a direct way works and is not agreed on yet.
+const RELAYS_AT_LATEST: Duration = Duration::from_millis(450);
 /// Longer than any negotiation: deadlines are ours.
 const NEVER: Duration = Duration::from_secs(3600);
 /// The agent's own work at start and end takes no longer.
@@ -153,6 +159,7 @@ async fn find(seam: &Seam, agent: &Agent) -> Result<Chosen, String> {
         }
     };
     tokio::pin!(connect);
+    let mut relays_at = Some(began + RELAYS_AFTER * if seam.role == Role::Controlling { 1 } else { 2 });
     loop {
         let (nothing, broken) = {
             let state = seam.lock();
@@ -168,6 +175,13 @@ async fn find(seam: &Seam, agent: &Agent) -> Result<Chosen, String> {
                 break;
             }
             () = seam.news.notified() => add_fresh(seam, agent),
+            () = sleep_until(relays_at.unwrap_or(until)), if relays_at.is_some() => {
+                let latest = began + RELAYS_AT_LATEST;
+                relays_at = Some(latest).filter(|_| Instant::now() < latest && seam.lock().has_direct());
+                if relays_at.is_none() {
+                    seam.wire.want_relays();
+                }
+            }
             () = sleep_until(until) => return Err(seam.lock().failure()),
         }
     }

@@ -221,6 +221,27 @@ fn failures_back_off_and_good_news_end_that() {
 }
 
 #[test]
+fn a_path_that_needs_no_proof_is_probed_once_a_minute_for_its_round_trip() {
+    let (mut a, _) = Alone::up(false);
+    let mut probes = 0;
+    for _ in 0..300 {
+        let out = [a.put(Input::Heard), a.wait(1_000), a.data()].concat();
+        if out.contains(&Output::Probe) {
+            probes += 1;
+            a.wait(3);
+            a.put(Input::ProbeAnswered { rtt: ms(3) });
+        }
+    }
+    assert!((4..=6).contains(&probes), "{probes} in five minutes");
+    let (mut a, _) = Alone::up(false);
+    let probes = |out: Vec<Output>| out.iter().filter(|o| **o == Output::Probe).count();
+    assert_eq!(probes(a.wait(13_200)), 1, "a quiet path is asked");
+    a.put(Input::ProbeAnswered { rtt: ms(3) });
+    let heard: usize = (0..5).map(|_| probes([a.wait(10_000), a.put(Input::Heard)].concat())).sum();
+    assert_eq!(heard, 0);
+}
+
+#[test]
 fn a_dead_path_of_a_peer_that_is_offline_ends_the_link() {
     let (mut a, _) = Alone::up(false);
     assert_eq!(a.put(Input::PeerOffline), []);
