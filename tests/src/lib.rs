@@ -16,6 +16,7 @@ pub mod node;
 pub mod ns;
 pub mod pair;
 pub mod process;
+pub mod raw_xmpp;
 pub mod relay;
 pub mod require;
 pub mod scene;

@@ -21,6 +21,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nftables", "nft"),
     ("conntrack", "conntrack"),
     ("coturn", "turnserver"),
+    // The program alone, without a service.
+    ("dnsmasq-base", "dnsmasq"),
+    ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("iperf3", "iperf3"),
     ("wireguard-tools", "wg-quick"),

@@ -249,8 +249,8 @@ async fn direct(target: &Target, tcp: TcpStream) -> Step<Pending> {
     let domain = target.jid.domain().to_string();
     let name = ServerName::try_from(domain.clone())
         .map_err(|e| ConnectError::Refused(format!("{domain} cannot be the name in a certificate: {e}")))?;
-    let tls =
-        TlsConnector::from(Arc::clone(&target.tls)).connect(name, tcp).await.map_err(|e| tls_error(&domain, e))?;
+    let tls = TlsConnector::from(Arc::clone(&target.tls)).connect(name, tcp).await;
+    let tls = tls.map_err(|e| tls_error(&target.account, &domain, e))?;
     open(BufStream::new(tls), &target.jid).await
 }
 
@@ -328,11 +328,15 @@ fn login_error(e: tokio_xmpp::Error, jid: &BareJid) -> ConnectError {
     }
 }
 
-fn tls_error(domain: &str, e: io::Error) -> ConnectError {
+fn tls_error(account: &XmppConfig, domain: &str, e: io::Error) -> ConnectError {
+    let trusted = match account.ca_file {
+        Some(_) => "in ca_file",
+        None => "that this system trusts (set ca_file if it is a private one)",
+    };
     match e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(why)) => ConnectError::Unusable(format!(
             "the server's certificate is not to be trusted ({why}): it must be for {domain} and signed by an authority \
-             in ca_file"
+             {trusted}"
         )),
         Some(why) => ConnectError::Unusable(format!("no TLS with the server of {domain}: {why}")),
         None => unreachable(e),
