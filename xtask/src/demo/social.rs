@@ -150,19 +150,17 @@ impl Scene {
     /// As people would: one asks, the other accepts.
     fn befriend(&mut self) -> Result<()> {
         let start = Instant::now();
-        for from in 0..PEOPLE.len() {
-            for to in from + 1..PEOPLE.len() {
-                stop::check()?;
-                let (asks, accepts) = (PEOPLE[from].jid(), PEOPLE[to].jid());
+        for (to, second) in PEOPLE.iter().enumerate() {
+            for (from, first) in PEOPLE.iter().enumerate().take(to) {
+                let (asks, accepts) = (first.jid(), second.jid());
                 say(&format!("  {asks}: ipop-fast friends add {accepts}"));
                 run(&mut self.nodes[from].ask(&["friends", "add", &accepts])?)?;
-                let listed = |n: usize, who: &str| -> Result<String> {
+                wait_for("the request", BEFRIEND, || {
                     stop::check()?;
-                    let list = run(&mut self.nodes[n].ask(&["friends", "list"])?)?;
-                    let line = list.lines().find(|l| l.contains(who)).map(str::to_owned);
-                    line.with_context(|| format!("not in {list:?}"))
-                };
-                wait_for("the request", BEFRIEND, || listed(to, &asks).map(|_| true))?;
+                    let list = run(&mut self.nodes[to].ask(&["friends", "list"])?)?;
+                    ensure!(list.contains(&asks), "not in {list:?}");
+                    Ok(true)
+                })?;
                 say(&format!("  {accepts}: ipop-fast friends accept {asks}"));
                 run(&mut self.nodes[to].ask(&["friends", "accept", &asks])?)?;
             }

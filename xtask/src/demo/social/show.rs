@@ -46,13 +46,13 @@ pub(super) fn show(scene: &Scene, options: &Options) -> Result<()> {
     say(&format!("\neach pings, curls and iperf3s the others by name, {seconds} s of TCP each:"));
     let web = Web::start(scene)?;
     let mut views = Vec::new();
-    for from in 0..PEOPLE.len() {
-        for to in (0..PEOPLE.len()).filter(|to| *to != from) {
+    for (from, who) in PEOPLE.iter().enumerate() {
+        for (to, whom) in PEOPLE.iter().enumerate().filter(|(to, _)| *to != from) {
             let view = view(scene, from, to, seconds)
-                .with_context(|| format!("{} to {}: {:?}", PEOPLE[from].name, PEOPLE[to].name, scene.peer(from, to)))?;
+                .with_context(|| format!("{} to {}: {:?}", who.name, whom.name, scene.peer(from, to)))?;
             say(&format!(
                 "  {:<6} -> {:<28} {:<13} {:5.2} s to the first answer, {:.2} Gbit/s",
-                PEOPLE[from].name,
+                who.name,
                 view.name,
                 view.address.to_string(),
                 view.first,
