@@ -122,6 +122,66 @@ impl<D: Driver> Shard<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::WallTime;
+    use crate::crypto::Backend;
+    use crate::keeper::SystemRng;
+    use crate::tunnel::{Output, PrivateKey, SessionTable, Tunnel};
+
+    fn tunnel(key: [u8; 32]) -> Tunnel {
+        let mut t = Tunnel::new(Backend::Portable, Arc::new(SessionTable::default()), Box::new(SystemRng));
+        t.set_private_key(Some(PrivateKey::new(key)));
+        t
+    }
+
+    /// The next message that `t` sends.
+    fn message(t: &mut Tunnel) -> Vec<u8> {
+        loop {
+            if let Output::Send { message, .. } = t.poll_output().expect("a message") {
+                return message.as_ref().to_vec();
+            }
+        }
+    }
+
+    #[test]
+    fn with_more_linked_peers_than_a_packet_goes_to_everyone_gets_one_in_turn() {
+        let now = Time::ZERO + Duration::from_secs(5);
+        let wall = WallTime(Duration::from_secs(1_700_000_000));
+        let path = Path::Direct(([192, 0, 2, 1], 51820).into());
+        let hub_key = PrivateKey::new([1; 32]);
+        let mut hub = tunnel([1; 32]);
+        let mut audience = Vec::new();
+        for n in 0..FANOUT as u16 + 44 {
+            let key = [&[9; 14][..], &n.to_be_bytes(), &[9; 16]].concat().try_into().expect("32 bytes");
+            let peer = hub.add_peer(PrivateKey::new(key).public()).expect("room");
+            peer.set_path(path);
+            audience.push(peer.clone());
+            // Every seventh is not linked and counts for nothing.
+            let stranger = (n % 7 == 0).then(|| hub.add_peer(PrivateKey::new([n as u8 ^ 0x80; 32]).public()));
+            audience.extend(stranger.and_then(Result::ok));
+            let mut other = tunnel(key);
+            other.add_peer(hub_key.public()).expect("room").set_path(path);
+            hub.initiate(now, wall, &peer);
+            other.handle(now, wall, path, &message(&mut hub), false).expect("taken");
+            hub.handle(now, wall, path, &message(&mut other), false).expect("taken");
+            while hub.poll_output().is_some() {}
+        }
+        let mut m = Multicast::default();
+        let mut served = std::collections::HashMap::<u32, u32>::new();
+        for _ in 0..FANOUT + 44 {
+            assert_eq!(m.gather(&audience, now), 44);
+            assert_eq!(m.linked.len(), FANOUT);
+            m.linked.iter().for_each(|(s, _)| *served.entry(s.peer().id).or_default() += 1);
+        }
+        // As many packets as peers: each peer got as many of them as a packet goes to peers.
+        assert_eq!(served.len(), FANOUT + 44);
+        assert!(served.values().all(|n| *n == FANOUT as u32), "{served:?}");
+        let (few, _) = audience.split_at(100);
+        let linked = few.iter().filter(|p| p.current().is_some()).count();
+        assert_eq!((m.gather(few, now), m.linked.len()), (0, linked));
+        assert_eq!((m.gather(&[], now), m.linked.len()), (0, 0));
+        m.gather(few, now + Duration::from_secs(181));
+        assert!(m.linked.is_empty(), "sessions past their end");
+    }
 
     #[test]
     fn a_burst_then_five_thousand_copies_a_second() {
