@@ -97,7 +97,7 @@ impl Translation {
         if fragment & FRAGMENT_OFFSET == 0 {
             let payload = &mut rest[..total_len - header_len];
             if header[9] == protocol::ICMP {
-                self.translate_icmp(payload, old)?;
+                self.translate_icmp(payload, old, new)?;
             } else if let Some((at, nonzero)) = checksum_of(header[9]) {
                 let sum = payload.get_mut(at..).and_then(<[u8]>::first_chunk_mut).ok_or(Refused::Malformed)?;
                 *sum = if nonzero { change.apply_nonzero(*sum) } else { change.apply(*sum) };
