@@ -55,6 +55,8 @@ fn with_node(socket: &Path, body: impl FnOnce()) {
                     }
                     Request::AcceptPin { jid } => Response::Error { message: format!("nobody is called {jid}") },
                     Request::Reload => Response::Done { message: String::new() },
+                    Request::Friends => Response::Friends { friends: friends() },
+                    Request::Befriend { action, jid } => Response::Done { message: format!("{action:?} {jid}") },
                 }
             };
             runtime.block_on(async {

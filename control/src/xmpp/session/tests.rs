@@ -32,7 +32,7 @@ impl Talk {
 
     fn before_the_roster() -> Self {
         let rooms = [BareJid::new(ROOM).unwrap()].into();
-        let groups = Groups { roster: ["g".to_owned()].into(), rooms };
+        let groups = Groups { roster: ["g".to_owned()].into(), rooms, social: BTreeMap::new() };
         let (counters, now) = (Arc::new(Counters::default()), Instant::now());
         let me = FullJid::new(ME).unwrap();
         let mut session = Session::new(me, groups, 1, Known::default(), Arc::clone(&counters));
@@ -68,6 +68,7 @@ fn a_descriptor(networks: &[&str]) -> Descriptor {
         public_key: dataplane::tunnel::PublicKey([7; 32]),
         addresses: vec![],
         routes: vec![],
+        subnet: None,
         since: 1,
     };
     let networks = networks.iter().map(network).collect();
