@@ -1,4 +1,4 @@
-//! A node of a group: a real `ipop-fast up` in a namespace.
+//! A node: a real `ipop-fast up` in a namespace.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -31,6 +31,8 @@ pub enum Members {
     Group(String),
     /// A room's JID.
     Room(String),
+    /// The account's friends, in a subnet of its own.
+    Friends(String),
 }
 
 /// What is written into a node's `node.toml`.
@@ -97,14 +99,17 @@ impl Options {
         let mut t = format!("[node]\nname = \"{}\"\nstate_dir = \"state\"\ncontrol_socket = \"control\"\n", self.name);
         let _ = write!(t, "[xmpp]\njid = \"{jid}\"\npassword_file = \"password\"\nserver = \"{server}\"\n");
         let _ = writeln!(t, "ca_file = \"{}\"", ca.display());
-        let _ = write!(t, "[[network]]\nkind = \"group\"\ninterface = \"{INTERFACE}\"\n");
+        let _ = write!(t, "[[network]]\ninterface = \"{INTERFACE}\"\n");
         let _ = match &self.members {
-            Members::Group(g) => writeln!(t, "group = \"{g}\""),
-            Members::Room(r) => writeln!(t, "muc = \"{r}\""),
+            Members::Group(g) => writeln!(t, "kind = \"group\"\ngroup = \"{g}\""),
+            Members::Room(r) => writeln!(t, "kind = \"group\"\nmuc = \"{r}\""),
+            Members::Friends(subnet) => writeln!(t, "kind = \"social\"\nsubnet = \"{subnet}\""),
         };
-        let _ = match self.address {
-            Some(a) => writeln!(t, "address = \"{a}/24\""),
-            None => writeln!(t, "subnet = \"{SUBNET}\""),
+        let _ = match (self.address, &self.members) {
+            (Some(a), Members::Friends(_)) => writeln!(t, "address = \"{a}\""),
+            (Some(a), _) => writeln!(t, "address = \"{a}/24\""),
+            (None, Members::Friends(_)) => Ok(()),
+            (None, _) => writeln!(t, "subnet = \"{SUBNET}\""),
         };
         let _ = writeln!(t, "links = \"{}\"", if self.proactive { "proactive" } else { "on-demand" });
         if self.secret.is_some() {
@@ -227,8 +232,16 @@ impl Node {
     /// # Errors
     /// When the program is not there.
     pub fn status_command(&self) -> Result<Command> {
+        self.ask(&["status"])
+    }
+
+    /// A command to the running program: its words, such as `friends` and `list`.
+    ///
+    /// # Errors
+    /// When the program is not there.
+    pub fn ask(&self, words: &[&str]) -> Result<Command> {
         let mut c = Command::new(Implementation::under_test().binary()?);
-        c.args(["status", "--socket"]).arg(self.dir.join("control"));
+        c.args(words).arg("--socket").arg(self.dir.join("control"));
         Ok(c)
     }
 

@@ -40,9 +40,10 @@ fn overlaps(config: &NodeConfig) -> Vec<String> {
     }
     let interfaces: Vec<String> = config.networks.iter().map(|n| n.interface.clone()).collect();
     // Without netlink there is nothing to compare with, and the file is what it is.
-    let routes = tokio::runtime::Builder::new_current_thread().enable_all().build().ok().and_then(|runtime| {
-        runtime.block_on(async { Host::new().ok()?.routes_by_interface(&interfaces).await.ok() })
-    });
+    let routes =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().ok().and_then(|runtime| {
+            runtime.block_on(async { Host::new().ok()?.routes_by_interface(&interfaces).await.ok() })
+        });
     let routes = routes.unwrap_or_default();
     let told = subnets.iter().filter_map(|s| crate::host::overlapping(s, &routes));
     told.map(|o| format!("network.subnet: {o}: here, `up` refuses it")).collect()

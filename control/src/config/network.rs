@@ -57,9 +57,7 @@ pub(super) fn network(
     if let Some(kind) = s.string(report, "kind") {
         kind.check(report, |k| match k.as_str() {
             "group" | "social" => Ok(()),
-            other => {
-                Err(format!("\"{}\" is no kind of network: use \"group\" or \"social\"", values::shown(other)))
-            }
+            other => Err(format!("\"{}\" is no kind of network: use \"group\" or \"social\"", values::shown(other))),
         });
     }
     let interface = match s.string(report, "interface") {

@@ -144,11 +144,8 @@ impl Node {
         if self.config.networks.iter().all(|n| n.social().is_none()) {
             return Response::Error { message: "this node has no network of kind social".to_owned() };
         }
-        let request = |jid: &String| FriendStatus {
-            jid: jid.clone(),
-            state: "request".to_owned(),
-            ..FriendStatus::default()
-        };
+        let request =
+            |jid: &String| FriendStatus { jid: jid.clone(), state: "request".to_owned(), ..FriendStatus::default() };
         let contacts = self.friends.contacts.iter().map(|c| FriendStatus {
             jid: c.jid.clone(),
             name: c.name.clone(),

@@ -174,9 +174,7 @@ impl Node {
             account: config.xmpp.clone(),
             resource: keys.node_resource(),
             groups: config.networks.iter().filter_map(|n| n.group().map(|g| g.source.clone())).collect(),
-            friends: social
-                .map(|s| FriendSource { network: s.network(), allow: s.allow.clone() })
-                .collect(),
+            friends: social.map(|s| FriendSource { network: s.network(), allow: s.allow.clone() }).collect(),
         };
         let (xmpp, mut from_xmpp) = xmpp::start(settings).map_err(|e| Error::State(e.to_string()))?;
         let forward = events.clone();

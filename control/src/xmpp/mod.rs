@@ -360,11 +360,7 @@ impl Xmpp {
         self.ask(Command::Befriend { what, jid: jid.to_owned(), reply }, answer).await
     }
 
-    async fn ask<T, E: From<Lost>>(
-        &self,
-        command: Command,
-        answer: oneshot::Receiver<Result<T, E>>,
-    ) -> Result<T, E> {
+    async fn ask<T, E: From<Lost>>(&self, command: Command, answer: oneshot::Receiver<Result<T, E>>) -> Result<T, E> {
         // Full for so long: the connection is stuck.
         let sent = tokio::time::timeout(ANSWER_LIMIT, self.commands.send(command)).await;
         if !matches!(sent, Ok(Ok(()))) {

@@ -143,7 +143,7 @@ c2s_require_encryption = true
 certificates = "{dir}"
 ssl = {{ certificate = "{dir}/cert.pem", key = "{dir}/key.pem" }}
 authentication = "internal_plain"
-modules_enabled = {{ "roster", "saslauth", "tls", "disco", "pep", "ping", "groups", "external_services" }}
+modules_enabled = {{ "roster", "saslauth", "tls", "disco", "pep", "ping", "groups", "blocklist", "external_services" }}
 modules_disabled = {{ "s2s", "offline" }}
 groups_file = "{dir}/groups"
 external_services = {{

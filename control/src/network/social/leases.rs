@@ -197,7 +197,7 @@ impl Book {
     pub fn settle(&mut self, terms: &Terms<'_>, nodes: &[(&str, &str)], now: u64) -> Outcome {
         let mut outcome = Outcome::default();
         self.free(now, &mut outcome);
-        let fixed = self.fixed(terms.fixed, nodes);
+        let fixed = self.fixed(terms, nodes);
         let reserved: HashMap<Ipv4Addr, &FixedLease> = terms.fixed.iter().map(|l| (l.address, l)).collect();
         let had = self.evict(terms, &fixed, &reserved, &mut outcome);
         for (jid, address) in &fixed {
@@ -279,9 +279,9 @@ impl Book {
 
     /// The configured addresses of nodes that are known. A device's own line goes before one of its name, and that before
     /// one of the account.
-    fn fixed<'n>(&self, fixed: &[FixedLease], nodes: &[(&'n str, &str)]) -> BTreeMap<&'n str, Ipv4Addr> {
+    fn fixed<'n>(&self, terms: &Terms<'_>, nodes: &[(&'n str, &str)]) -> BTreeMap<&'n str, Ipv4Addr> {
         let mut given = BTreeMap::new();
-        if fixed.is_empty() {
+        if terms.fixed.is_empty() {
             return given;
         }
         let mut by_account: HashMap<&str, Vec<(&'n str, &str)>> = HashMap::new();
@@ -289,14 +289,15 @@ impl Book {
             by_account.entry(split_jid(jid).0).or_default().push((jid, name));
         }
         for rank in 0..3 {
-            for line in fixed {
+            for line in terms.fixed {
                 let matches = |(jid, name): &&(&'n str, &str)| match (&line.node, rank) {
                     (Some(n), 0) => split_jid(jid).1 == n,
                     (Some(n), 1) => name == n,
                     (None, 2) => true,
                     _ => false,
                 };
-                if given.values().any(|a| *a == line.address) {
+                let fits = usable(&terms.subnet, IpAddr::V4(line.address)) && terms.own != Some(line.address);
+                if !fits || given.values().any(|a| *a == line.address) {
                     continue;
                 }
                 let of_account = by_account.get(line.account.as_str()).into_iter().flatten();

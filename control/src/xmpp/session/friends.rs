@@ -252,10 +252,8 @@ impl Session {
             networks: self.members.social_of(jid),
             problem: self.problems.get(jid).cloned(),
         });
-        let friends = Friends {
-            contacts: contacts.collect(),
-            requests: self.requests.iter().map(ToString::to_string).collect(),
-        };
+        let friends =
+            Friends { contacts: contacts.collect(), requests: self.requests.iter().map(ToString::to_string).collect() };
         self.events.push_back(Event::Friends(friends));
     }
 }

@@ -45,7 +45,8 @@ impl Members {
     /// The whole roster, or (`push`) a change of it. Gives the accounts that became members by it.
     pub(super) fn roster(&mut self, query: &Element, push: bool) -> Result<Vec<BareJid>, Malformed> {
         let every = !self.social.is_empty();
-        let touched = self.roster.take(query, push, &self.account, |group| self.roster_groups.contains(group), every)?;
+        let touched =
+            self.roster.take(query, push, &self.account, |group| self.roster_groups.contains(group), every)?;
         Ok(self.settle(touched))
     }
 

@@ -15,13 +15,13 @@ use tokio_xmpp::parsers::ns;
 
 use super::signal::Signal;
 use super::xml::{Build, CLIENT, element, jid_of, jingle, services};
-use super::{
-    ANSWER_LIMIT, Counters, Event, ExternalService, FriendError, Groups, SignalError, SignalRequest, Verdict,
-};
+use super::{ANSWER_LIMIT, Counters, Event, ExternalService, FriendError, Groups, SignalError, SignalRequest, Verdict};
 use crate::identity::Descriptor;
 
 mod caps;
 mod friends;
+#[cfg(test)]
+mod friends_tests;
 mod members;
 mod nodes;
 mod pep;
