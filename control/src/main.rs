@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Some(Command::Peers(args)) => view::main(View::Peers, &args),
         Some(Command::Links(args)) => view::main(View::Links, &args),
         Some(Command::Pins(args)) => view::pins(&args),
+        Some(Command::Friends(args)) => view::friends(&args),
         Some(Command::Import(args)) => config::import::main(&args),
         Some(Command::Doctor(args)) => doctor::main(&args),
         Some(Command::Stats(args)) => stats::main(&args),

@@ -1,6 +1,6 @@
 //! The program as a person runs it, beside a node that only answers. Needs no rights.
 
-use control::admin::status::{LinkStatus, NetworkStatus, PeerStatus, Status};
+use control::admin::status::{FriendStatus, LinkStatus, NetworkStatus, PeerStatus, Status};
 use control::admin::{Request, Response, listen, serve};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
@@ -40,6 +40,15 @@ fn status() -> Status {
     Status { name: "vm1".to_owned(), networks: vec![network], ..Status::default() }
 }
 
+fn friends() -> Vec<FriendStatus> {
+    let friend = |jid: &str, state: &str| FriendStatus {
+        jid: jid.to_owned(),
+        state: state.to_owned(),
+        ..FriendStatus::default()
+    };
+    vec![friend("carol@example.org", "request"), friend("bob@example.org", "friend")]
+}
+
 /// Answers on `socket` while `body` runs.
 fn with_node(socket: &Path, body: impl FnOnce()) {
     let listening = listen(socket).expect("listen");
@@ -55,6 +64,8 @@ fn with_node(socket: &Path, body: impl FnOnce()) {
                     }
                     Request::AcceptPin { jid } => Response::Error { message: format!("nobody is called {jid}") },
                     Request::Reload => Response::Done { message: String::new() },
+                    Request::Friends => Response::Friends { friends: friends() },
+                    Request::Befriend { action, jid } => Response::Done { message: format!("{action:?} {jid}") },
                 }
             };
             runtime.block_on(async {
@@ -169,4 +180,24 @@ fn a_configuration_is_checked_and_imported() {
     let out =
         program(&["check", "-c", &path("node.toml")]).env("IPOP_FAST_XMPP_PASSWORD", "x").output().expect("starts");
     assert!(out.status.success() && said(&out).0.contains("note: "), "{:?}", said(&out));
+}
+
+#[test]
+fn friends_are_listed_asked_accepted_and_removed() {
+    let dir = tempfile::tempdir().expect("directory");
+    let socket = dir.path().join("node.sock");
+    let path = socket.to_str().expect("UTF-8");
+    with_node(&socket, || {
+        let (out, _) = said(&run(&["friends", "list", "--socket", path]));
+        assert!(out.contains("carol@example.org  request") && out.contains("friends accept carol"), "{out}");
+        let (out, _) = said(&run(&["friends", "list", "--json", "--socket", path]));
+        let lines: Vec<serde_json::Value> = out.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+        assert_eq!((lines.len(), &lines[1]["jid"], &lines[1]["node"]), (2, &"bob@example.org".into(), &"node".into()));
+        for (word, action) in [("add", "Add"), ("accept", "Accept"), ("remove", "Remove")] {
+            let done = run(&["friends", word, "Dave@Example.org", "--socket", path]);
+            assert_eq!((done.status.success(), said(&done).0), (true, format!("{action} dave@example.org\n")));
+        }
+    });
+    let refused = said(&run(&["friends", "add", "dave@example.org/phone"])).1;
+    assert!(refused.contains("leave out the resource"), "{refused}");
 }

@@ -6,6 +6,7 @@
 //! [`pair`] is the usual cast: two sites joined by a veth, one tunnel between them. Everything that a scene made is
 //! gone when it ends, and what a killed run left behind is swept up by the next one.
 
+pub mod cast;
 pub mod daemon;
 pub mod fuzz;
 pub mod heartbeat;

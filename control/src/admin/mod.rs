@@ -29,8 +29,29 @@ pub enum Request {
         /// Bare JID (all its devices), or full JID.
         jid: String,
     },
+    /// Friends, and who asks to be one: answered by [`Response::Friends`].
+    Friends,
+    /// Do something about a friend.
+    Befriend {
+        /// What.
+        action: FriendAction,
+        /// Bare JID.
+        jid: String,
+    },
     /// Read the configuration again, as SIGHUP does.
     Reload,
+}
+
+/// What a person wants to be done about an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FriendAction {
+    /// Ask it to be a friend, or accept its request.
+    Add,
+    /// Accept its request.
+    Accept,
+    /// End the friendship, or decline its request.
+    Remove,
 }
 
 /// What it answers.
@@ -39,6 +60,11 @@ pub enum Request {
 pub enum Response {
     /// Its state.
     Status(Box<Status>),
+    /// Friends.
+    Friends {
+        /// Those who ask to be one first.
+        friends: Vec<status::FriendStatus>,
+    },
     /// It is done.
     Done {
         /// What was done, for people.

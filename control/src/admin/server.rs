@@ -195,6 +195,7 @@ mod tests {
             Request::Status => Response::Status(Box::new(Status { name: "vm1".to_owned(), ..Status::default() })),
             Request::AcceptPin { jid } => Response::Error { message: format!("nobody is called {jid}") },
             Request::Reload => std::future::pending().await,
+            Request::Friends | Request::Befriend { .. } => Response::Friends { friends: Vec::new() },
         }
     }
 

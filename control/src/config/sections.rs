@@ -85,7 +85,9 @@ fn document_of(document: &DeTable<'_>, around: &Surroundings, report: &mut Repor
     let known = ["node", "xmpp", "network", "ice"];
     let hint = |key: &str| match key {
         "jid" | "password_file" => Some("belongs below a line [xmpp]".to_owned()),
-        "group" | "muc" | "address" | "subnet" => Some("belongs below a line [[network]]".to_owned()),
+        "group" | "muc" | "address" | "subnet" | "allow" | "leases" => {
+            Some("belongs below a line [[network]]".to_owned())
+        }
         _ => None,
     };
     let root = Section::new(document, 0..0, "", &known, hint, report);

@@ -1,19 +1,21 @@
 //! Who is a peer, and which address is ours: from members, descriptors and pins to plans.
 
+use super::friends;
 use super::network::Around;
 use super::run::{LEASES, Node, PINS};
 use crate::admin::Response;
-use crate::config::AddressChoice;
+use crate::config::{AddressChoice, NetworkKind};
 use crate::network::address::{OwnAddress, Settlement, choose, settle, usable};
 use crate::network::members::split_jid;
-use crate::network::{Inputs, Node as Member, Own, plan};
+use crate::network::{Inputs, Node as Member, Own, Plan, plan};
+use dataplane::table::Prefix;
 use dataplane::tunnel::PublicKey;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
 /// Milliseconds since 1970.
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -22,51 +24,25 @@ impl Node {
     /// Makes the plan of every network again and carries it out.
     pub(super) async fn refresh(&mut self) {
         let interfaces: Vec<String> = self.config.networks.iter().map(|n| n.interface.clone()).collect();
-        let underlay = self.host.local_routes(&interfaces).await.unwrap_or_else(|e| {
+        let routes = self.host.routes_by_interface(&interfaces).await.unwrap_or_else(|e| {
             tracing::warn!("{e}");
             Vec::new()
         });
+        let underlay: Vec<Prefix> = routes.iter().map(|r| r.0).collect();
         for id in 0..self.networks.len() {
             self.readdress(id, false).await;
-            let n = &self.networks[id];
-            let mut members: HashSet<String> = self.members.get(&n.name).into_iter().flatten().cloned().collect();
-            // Our other devices.
-            members.insert(self.config.xmpp.jid.clone());
-            let own_jid = self.jid.as_deref();
-            let nodes: Vec<Member<'_>> = self
-                .descriptors
-                .iter()
-                .filter(|(jid, _)| Some(jid.as_str()) != own_jid)
-                .map(|(jid, descriptor)| Member { jid, descriptor })
-                .collect();
-            let addresses = n.addresses();
-            let subnets = n.subnets();
-            let plan = plan(&Inputs {
-                network: &n.name,
-                own: Own {
-                    public_key: n.public_key,
-                    addresses: &addresses,
-                    since: n.address.map_or(u64::MAX, |(_, since)| since),
-                    routes: &n.config.routes,
-                },
-                subnets: &subnets,
-                secret: n.config.secret.as_ref().map(|s| s.as_slice()),
-                accept_routes: n.config.accept_routes,
-                underlay: &underlay,
-                members: &members,
-                nodes: &nodes,
-                pins: &self.pins,
-            });
+            let members = self.members_of(id);
+            let plan = match self.networks[id].config.kind {
+                NetworkKind::Group(_) => self.group_plan(id, &members, &underlay),
+                NetworkKind::Social(_) => self.social_plan(id, &members, &routes),
+            };
             let mut pinned = false;
+            let n = &mut self.networks[id];
             let seen = plan.peers.iter().map(|p| (&p.jid, &p.public_key));
             for (jid, key) in seen.chain(plan.refused.iter().map(|r| (&r.jid, &r.public_key))) {
                 let (account, device) = split_jid(jid);
                 pinned |= self.pins.note(account, device, &n.name, key);
             }
-            if pinned {
-                self.keep_pins();
-            }
-            let n = &mut self.networks[id];
             for r in plan.refused.iter().filter(|r| !n.refused.iter().any(|o| o.public_key == r.public_key)) {
                 tracing::error!(
                     "THE KEY OF {} CHANGED to {}: it is refused until you say `ipop-fast pins accept {}`",
@@ -77,16 +53,61 @@ impl Node {
             }
             n.refused.clone_from(&plan.refused);
             let signaling = self.connection.online;
+            let social = n.config.social().is_some();
+            let friends = &self.friends;
             let around = Around {
                 online: &self.present,
-                our_jid: own_jid,
+                our_jid: self.jid.as_deref(),
                 signaling,
                 host: &self.host,
                 xmpp: &self.xmpp,
                 events: &self.events,
+                why_gone: &|jid| match split_jid(jid).0 {
+                    account if members.contains(account) => "is no node of this network any more",
+                    account if social => friends::why_out(friends, account),
+                    _ => "is no member any more",
+                },
             };
             n.apply(plan, &around).await;
+            if pinned {
+                self.keep_pins();
+            }
         }
+    }
+
+    /// Bare JIDs of all whose nodes may be peers in network `id`.
+    fn members_of(&self, id: usize) -> HashSet<String> {
+        let others = self.members.get(&self.networks[id].name).into_iter().flatten();
+        // Our other devices.
+        others.chain([&self.config.xmpp.jid]).cloned().collect()
+    }
+
+    /// All nodes that said something about themselves, but for this one.
+    pub(super) fn others(&self) -> Vec<Member<'_>> {
+        let own_jid = self.jid.as_deref();
+        let others = self.descriptors.iter().filter(|(jid, _)| Some(jid.as_str()) != own_jid);
+        others.map(|(jid, descriptor)| Member { jid, descriptor }).collect()
+    }
+
+    fn group_plan(&self, id: usize, members: &HashSet<String>, underlay: &[Prefix]) -> Plan {
+        let n = &self.networks[id];
+        let group = n.config.group();
+        plan(&Inputs {
+            network: &n.name,
+            own: Own {
+                public_key: n.public_key,
+                addresses: &n.addresses(),
+                since: n.address.map_or(u64::MAX, |(_, since)| since),
+                routes: n.routes(),
+            },
+            subnets: &n.subnets(),
+            secret: group.and_then(|g| g.secret.as_ref()).map(|s| s.as_slice()),
+            accept_routes: group.is_some_and(|g| g.accept_routes),
+            underlay,
+            members,
+            nodes: &self.others(),
+            pins: &self.pins,
+        })
     }
 
     fn keep_pins(&self) {
@@ -95,7 +116,7 @@ impl Node {
         }
     }
 
-    fn keep_leases(&self) {
+    pub(super) fn keep_leases(&self) {
         if let Err(e) = self.store.write(LEASES, &self.leases) {
             tracing::error!("the own address is not kept: {e}");
         }
@@ -137,6 +158,9 @@ impl Node {
     /// Finds our address in network `id`: the configured one, the one of the last time, or, if the others' are `known`,
     /// one that nobody has. True if it is another one than before.
     pub(super) fn choose_address(&mut self, id: usize, known: bool) -> bool {
+        if self.networks[id].config.social().is_some() {
+            return self.choose_social_address(id);
+        }
         let others = self.taken(id);
         let n = &mut self.networks[id];
         let (fixed, subnet) = (matches!(n.config.address, AddressChoice::Fixed(..)), n.subnet());

@@ -4,6 +4,7 @@
 //! the links. Packets are not its business: they go on when it waits, and when XMPP is down.
 
 mod event;
+mod friends;
 mod members;
 mod negotiation;
 mod network;

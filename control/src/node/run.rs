@@ -3,7 +3,7 @@
 use super::event::{Event, LinkId, Progress};
 use super::network::{Network, hands};
 use super::peer::Hands;
-use super::{servers, view};
+use super::{friends, servers, view};
 use crate::Error;
 use crate::admin::{self, Request, Response};
 use crate::cli::UpArgs;
@@ -13,8 +13,8 @@ use crate::ice::IceEvent;
 use crate::identity::{Descriptor, Keys, StateLock};
 use crate::link::{Input, Link, State};
 use crate::link_watch::LinkWatch;
-use crate::network::{Leases, Pins, Store};
-use crate::xmpp::{self, Signal, SignalRequest, Verdict, Xmpp};
+use crate::network::{FriendLeases, Leases, Pins, Store};
+use crate::xmpp::{self, FriendSource, Friends, Signal, SignalRequest, Verdict, Xmpp};
 use dataplane::{Closed, Engine, Path};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -39,6 +39,10 @@ const LAST_WORDS: Duration = Duration::from_millis(50);
 
 pub(super) const PINS: &str = "pins.json";
 pub(super) const LEASES: &str = "leases.json";
+/// Leases of friends' nodes.
+pub(super) const FRIENDS: &str = "friends.json";
+/// Leases end with time alone: looked at so often.
+const TEND: Duration = Duration::from_secs(3600);
 
 /// How the XMPP connection is.
 #[derive(Clone, Debug)]
@@ -57,6 +61,9 @@ pub(super) struct Node {
     pub(super) store: Store,
     pub(super) pins: Pins,
     pub(super) leases: Leases,
+    pub(super) friend_leases: FriendLeases,
+    /// What XMPP knows of friends.
+    pub(super) friends: Friends,
     pub(super) networks: Vec<Network>,
     pub(super) started: Instant,
     /// Our full JID, as the server knows it.
@@ -76,6 +83,7 @@ pub(super) struct Node {
     sweep_at: Option<Instant>,
     pub(super) choose_at: Option<Instant>,
     look_at: Instant,
+    tend_at: Instant,
     was_online: bool,
 }
 
@@ -152,17 +160,21 @@ impl Node {
         let store = Store::open(&config.state_dir)?;
         let pins = store.read::<Pins>(PINS)?.unwrap_or_default().sorted();
         let leases = store.read::<Leases>(LEASES)?.unwrap_or_default();
+        let friend_leases = store.read::<FriendLeases>(FRIENDS)?.unwrap_or_default();
         let host = Host::new()?;
+        friends::refuse_overlaps(&config, &host).await?;
         let mut networks = Vec::new();
         for (id, network) in config.networks.iter().enumerate() {
             let relay_private = config.ice.relay_private;
             let network = Network::open(id, network.clone(), keys, args, relay_private, events)?;
             networks.push(network);
         }
+        let social = config.networks.iter().filter_map(crate::config::NetworkConfig::social);
         let settings = xmpp::Settings {
             account: config.xmpp.clone(),
             resource: keys.node_resource(),
-            groups: config.networks.iter().map(|n| n.group.clone()).collect(),
+            groups: config.networks.iter().filter_map(|n| n.group().map(|g| g.source.clone())).collect(),
+            friends: social.map(|s| FriendSource { network: s.network(), allow: s.allow.clone() }).collect(),
         };
         let (xmpp, mut from_xmpp) = xmpp::start(settings).map_err(|e| Error::State(e.to_string()))?;
         let forward = events.clone();
@@ -191,6 +203,8 @@ impl Node {
             store,
             pins,
             leases,
+            friend_leases,
+            friends: Friends::default(),
             networks,
             started: Instant::now(),
             jid: None,
@@ -205,6 +219,7 @@ impl Node {
             sweep_at: None,
             choose_at: None,
             look_at: Instant::now(),
+            tend_at: Instant::now() + TEND,
             was_online: false,
         };
         for id in 0..node.networks.len() {
@@ -281,6 +296,10 @@ impl Node {
                 self.readdress(id, true).await;
             }
         }
+        if self.tend_at <= now {
+            self.tend_at = now + TEND;
+            self.stir();
+        }
         if due(&mut self.dirty) {
             self.refresh().await;
         }
@@ -343,6 +362,11 @@ impl Node {
                         Response::Status(Box::new(view::status(self)))
                     }
                     Request::AcceptPin { jid } => self.accept_pin(&jid),
+                    Request::Friends => self.friend_list(),
+                    Request::Befriend { action, jid } => {
+                        self.befriend(action, jid, reply);
+                        return Ok(());
+                    }
                     Request::Reload => Response::Done { message: self.reload().await },
                 };
                 // Whoever asked may have gone.
@@ -407,6 +431,10 @@ impl Node {
             }
             xmpp::Event::DescriptorGone { account, device } => {
                 self.descriptors.remove(&format!("{account}/{device}"));
+                self.stir();
+            }
+            xmpp::Event::Friends(friends) => {
+                self.friends = friends;
                 self.stir();
             }
             xmpp::Event::Signal(request) => self.take_signal(request),

@@ -1,0 +1,7 @@
+//! SocialVPN end to end: friends who number each other's nodes as they like, `ipop-fast up` on every node.
+
+mod both;
+mod cast;
+mod meet;
+mod stay;
+mod strangers;
