@@ -18,6 +18,7 @@ pub mod pair;
 pub mod process;
 pub mod relay;
 pub mod require;
+pub mod resolved;
 pub mod scene;
 pub mod servers;
 pub mod traffic;

@@ -56,6 +56,8 @@ pub struct Options {
     pub ice_lines: String,
     /// `LOG_LEVEL`.
     pub level: String,
+    /// What its command line begins with.
+    pub wrapper: Vec<String>,
 }
 
 /// The overlay of all tests.
@@ -76,6 +78,7 @@ impl Options {
             network_lines: String::new(),
             ice_lines: String::new(),
             level: "debug".into(),
+            wrapper: Vec::new(),
         }
     }
 
@@ -327,7 +330,7 @@ impl Drop for Node {
 
 fn launch(namespace: &str, options: &Options, dir: &Path) -> Result<Process> {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace]).arg(Implementation::under_test().binary()?);
+    command.args(["netns", "exec", namespace]).args(&options.wrapper).arg(Implementation::under_test().binary()?);
     command.args(["up", "-c"]).arg(dir.join("node.toml")).current_dir(dir);
     command.env("LOG_LEVEL", &options.level).env("NOTIFY_SOCKET", dir.join("notify"));
     Process::start(&format!("node {}", options.name), &mut command)

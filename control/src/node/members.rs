@@ -87,6 +87,7 @@ impl Node {
             };
             n.apply(plan, &around).await;
         }
+        self.rename();
     }
 
     fn keep_pins(&self) {

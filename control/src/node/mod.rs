@@ -5,6 +5,7 @@
 
 mod event;
 mod members;
+mod names;
 mod negotiation;
 mod network;
 mod peer;

@@ -1,6 +1,7 @@
 //! The node's loop.
 
 use super::event::{Event, LinkId, Progress};
+use super::names::Names;
 use super::network::{Network, hands};
 use super::peer::Hands;
 use super::{servers, view};
@@ -58,6 +59,7 @@ pub(super) struct Node {
     pub(super) pins: Pins,
     pub(super) leases: Leases,
     pub(super) networks: Vec<Network>,
+    pub(super) names: Names,
     pub(super) started: Instant,
     /// Our full JID, as the server knows it.
     pub(super) jid: Option<String>,
@@ -183,6 +185,7 @@ impl Node {
                 }
             }
         });
+        let names = Names::new(config.names.enabled);
         let mut node = Self {
             args: args.clone(),
             config,
@@ -192,6 +195,7 @@ impl Node {
             pins,
             leases,
             networks,
+            names,
             started: Instant::now(),
             jid: None,
             connection: Connection { online: false, detail: "connecting".into(), since: Instant::now() },
@@ -342,6 +346,7 @@ impl Node {
                         }
                         Response::Status(Box::new(view::status(self)))
                     }
+                    Request::Names => Response::Names(Box::new(self.names_shown())),
                     Request::AcceptPin { jid } => self.accept_pin(&jid),
                     Request::Reload => Response::Done { message: self.reload().await },
                 };
@@ -521,6 +526,10 @@ impl Node {
                     }
                 }
             }
+            Err(e) => tracing::warn!("{e}"),
+        }
+        match self.host.addresses().await {
+            Ok(all) => self.names.set_host(all),
             Err(e) => tracing::warn!("{e}"),
         }
         self.stir();
