@@ -62,6 +62,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// `LOG_LEVEL`.
     pub level: String,
+    /// What its command line begins with.
+    pub wrapper: Vec<String>,
 }
 
 /// The overlay of all tests.
@@ -84,6 +86,7 @@ impl Options {
             xmpp_lines: None,
             environment: Vec::new(),
             level: "debug".into(),
+            wrapper: Vec::new(),
         }
     }
 
@@ -357,7 +360,7 @@ impl Drop for Node {
 
 fn launch(namespace: &str, options: &Options, dir: &Path) -> Result<Process> {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace]).arg(Implementation::under_test().binary()?);
+    command.args(["netns", "exec", namespace]).args(&options.wrapper).arg(Implementation::under_test().binary()?);
     command.args(["up", "-c"]).arg(dir.join("node.toml")).current_dir(dir);
     command.env("LOG_LEVEL", &options.level).env("NOTIFY_SOCKET", dir.join("notify"));
     command.envs(options.environment.iter().cloned());

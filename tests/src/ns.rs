@@ -58,6 +58,18 @@ impl Namespace {
         run(Command::new("ip").args(["-n", &self.name]).args(args.split_whitespace()))
     }
 
+    /// Has programs that [`Self::command`] starts from now on ask this name server (ip-netns(8): a file in `/etc/netns`
+    /// is mounted over `/etc/resolv.conf` for them alone). It goes with the namespace.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn use_name_server(&self, server: std::net::IpAddr) -> Result<()> {
+        let dir = own_etc(&self.name);
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        std::fs::write(dir.join("resolv.conf"), format!("nameserver {server}\noptions timeout:2 attempts:1\n"))
+            .with_context(|| format!("writing into {}", dir.display()))
+    }
+
     /// Whether an interface of that name exists inside.
     #[must_use]
     pub fn has_link(&self, name: &str) -> bool {
@@ -124,6 +136,11 @@ impl Drop for Namespace {
     }
 }
 
+/// Files that programs started in a namespace see in `/etc`.
+fn own_etc(name: &str) -> std::path::PathBuf {
+    std::path::Path::new("/etc/netns").join(name)
+}
+
 /// Ends what still runs in a namespace of ours (daemons that went to the background) and removes it.
 fn delete(name: &str) {
     let pids = run(Command::new("ip").args(["netns", "pids", name])).unwrap_or_default();
@@ -133,6 +150,7 @@ fn delete(name: &str) {
             process::end(pid, Duration::from_secs(2));
         }
     }
+    let _ = std::fs::remove_dir_all(own_etc(name));
     let _ = run(Command::new("ip").args(["netns", "del", name]));
     let _ = std::fs::remove_dir_all(files(name));
 }

@@ -110,6 +110,7 @@ fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
         return Ok(());
     }
     packages::boringtun(steps)?;
+    packages::resolved(steps)?;
     let binary = packages::ipop_fast(steps)?;
     let boringtun = Implementation::Boringtun.binary()?;
     let names = end_to_end_binaries()?;

@@ -194,6 +194,7 @@ mod tests {
         match request {
             Request::Status => Response::Status(Box::new(Status { name: "vm1".to_owned(), ..Status::default() })),
             Request::AcceptPin { jid } => Response::Error { message: format!("nobody is called {jid}") },
+            Request::Names => Response::Names(Box::default()),
             Request::Reload => std::future::pending().await,
             Request::Friends | Request::Befriend { .. } => Response::Friends { friends: Vec::new() },
         }

@@ -143,7 +143,7 @@ pub fn print(bytes: &[u8]) -> Result<ExitCode, Error> {
 }
 
 /// The sockets of the nodes that are asked.
-fn chosen(choice: &NodeChoice, directory: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn chosen(choice: &NodeChoice, directory: &Path) -> Result<Vec<PathBuf>, Error> {
     match (&choice.node, &choice.socket) {
         (_, Some(socket)) => Ok(vec![socket.clone()]),
         (Some(node), None) => Ok(vec![directory.join(format!("{node}.sock"))]),
@@ -160,7 +160,7 @@ fn chosen(choice: &NodeChoice, directory: &Path) -> Result<Vec<PathBuf>, Error> 
     }
 }
 
-fn name_of(socket: &Path) -> String {
+pub(super) fn name_of(socket: &Path) -> String {
     render::text::plain(&socket.file_stem().unwrap_or_default().to_string_lossy())
 }
 
@@ -222,7 +222,7 @@ fn lines(view: View, status: &Status) -> String {
     text
 }
 
-fn line(value: &impl Serialize) -> String {
+pub(super) fn line(value: &impl Serialize) -> String {
     // Strings, numbers and maps with string keys only: nothing that JSON refuses.
     serde_json::to_string(value).unwrap_or_default() + "\n"
 }

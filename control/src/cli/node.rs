@@ -58,6 +58,17 @@ pub struct ViewArgs {
     pub wide: bool,
 }
 
+/// Arguments of `names`.
+#[derive(Args, Clone, Debug)]
+pub struct NamesArgs {
+    /// Which node.
+    #[command(flatten)]
+    pub choice: NodeChoice,
+    /// Print JSON, one line a name
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `pins`.
 #[derive(Args, Clone, Debug)]
 pub struct PinsArgs {

@@ -165,6 +165,14 @@ impl Host {
         Ok(unique.take(MAX_ADDRESSES).collect())
     }
 
+    /// All addresses of this machine, of whatever kind and interface.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the kernel does not tell.
+    pub async fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
+        Ok(dump::addresses(&self.handle).await?.into_iter().map(|a| a.address).collect())
+    }
+
     /// Prefixes that this machine reaches by itself, in the main table: without default routes, without those to
     /// interfaces in `exclude`. For overlap checks.
     ///

@@ -73,6 +73,7 @@ impl Node {
                 self.keep_pins();
             }
         }
+        self.rename();
     }
 
     /// Bare JIDs of all whose nodes may be peers in network `id`.

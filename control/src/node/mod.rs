@@ -6,6 +6,7 @@
 mod event;
 mod friends;
 mod members;
+mod names;
 mod negotiation;
 mod network;
 mod peer;

@@ -1,6 +1,7 @@
 //! The node's loop.
 
 use super::event::{Event, LinkId, Progress};
+use super::names::Names;
 use super::network::{Network, hands};
 use super::peer::Hands;
 use super::{friends, servers, view};
@@ -65,6 +66,7 @@ pub(super) struct Node {
     /// What XMPP knows of friends.
     pub(super) friends: Friends,
     pub(super) networks: Vec<Network>,
+    pub(super) names: Names,
     pub(super) started: Instant,
     /// Our full JID, as the server knows it.
     pub(super) jid: Option<String>,
@@ -195,6 +197,7 @@ impl Node {
                 }
             }
         });
+        let names = Names::new(config.names.enabled);
         let mut node = Self {
             args: args.clone(),
             config,
@@ -206,6 +209,7 @@ impl Node {
             friend_leases,
             friends: Friends::default(),
             networks,
+            names,
             started: Instant::now(),
             jid: None,
             connection: Connection { online: false, detail: "connecting".into(), since: Instant::now() },
@@ -361,6 +365,7 @@ impl Node {
                         }
                         Response::Status(Box::new(view::status(self)))
                     }
+                    Request::Names => Response::Names(Box::new(self.names_shown())),
                     Request::AcceptPin { jid } => self.accept_pin(&jid),
                     Request::Friends => self.friend_list(),
                     Request::Befriend { action, jid } => {
@@ -549,6 +554,10 @@ impl Node {
                     }
                 }
             }
+            Err(e) => tracing::warn!("{e}"),
+        }
+        match self.host.addresses().await {
+            Ok(all) => self.names.set_host(all),
             Err(e) => tracing::warn!("{e}"),
         }
         self.stir();

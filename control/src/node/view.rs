@@ -84,7 +84,7 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
         routes: n.routes().iter().map(ToString::to_string).collect(),
         traffic: counted(&stats.traffic),
         drops: counted(&stats.drops),
-        warnings: n.conflict.iter().chain(&n.warnings).cloned().collect(),
+        warnings: n.conflict.iter().chain(&n.warnings).cloned().chain(node.names.problems(&n.addresses())).collect(),
         peers,
     }
 }

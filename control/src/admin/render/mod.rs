@@ -1,9 +1,12 @@
 //! A node's state as text for people: pure, printable ASCII, readable in 100 columns.
 
+mod names;
 pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod text;
+
+pub use names::names;
 
 use super::status::{FriendStatus, LinkStatus, NetworkStatus, PeerStatus, Status};
 use std::fmt::Write as _;
