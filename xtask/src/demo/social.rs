@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use ipop_tests::internet::{Gateway, Internet, Site};
 use ipop_tests::node::{Members, Node, Options as NodeOptions, READY};
 use ipop_tests::ns::Namespace;
@@ -231,6 +231,7 @@ fn password(user: &str) -> String {
 
 pub(super) fn run_demo(options: &Options) -> Result<()> {
     let mut scene = Scene::start()?;
+    let web = show::Web::start(&scene)?;
     let shown = show::show(&scene, options);
     if shown.is_err() && !stop::asked() {
         for (node, p) in scene.nodes.iter().zip(&PEOPLE) {
@@ -248,6 +249,7 @@ pub(super) fn run_demo(options: &Options) -> Result<()> {
     if !options.once {
         stay(&scene)?;
     }
+    drop(web);
     say("\ncleaning up: machines leave, servers and namespaces go ...");
     Ok(())
 }
@@ -261,7 +263,8 @@ fn stay(scene: &Scene) -> Result<()> {
     for (n, (node, p)) in scene.nodes.iter().zip(&PEOPLE).enumerate() {
         say(&format!("  {:<6} {}", p.name, line(&node.status_command()?)));
         say(&format!("         {}", line(&node.ask(&["names"])?)));
-        say(&format!("         ip netns exec {} bash", scene.ns(n).name()));
+        let other = PEOPLE[(n + 1) % PEOPLE.len()].dns_name();
+        say(&format!("         ip netns exec {} curl http://{other}:{}/", scene.ns(n).name(), show::HTTP));
     }
     while !stop::asked() {
         std::thread::sleep(Duration::from_millis(100));

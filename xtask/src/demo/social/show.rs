@@ -20,7 +20,7 @@ use crate::stop;
 /// Two machines find each other within this, or something is broken.
 const FIND: Duration = Duration::from_secs(20);
 const PINGS: &str = "10";
-const HTTP: u16 = 8080;
+pub(super) const HTTP: u16 = 8080;
 /// A request is one line and some headers.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 
@@ -44,7 +44,6 @@ struct View {
 pub(super) fn show(scene: &Scene, options: &Options) -> Result<()> {
     let seconds = options.seconds.unwrap_or(SECONDS).clamp(1, 600);
     say(&format!("\neach pings, curls and iperf3s the others by name, {seconds} s of TCP each:"));
-    let web = Web::start(scene)?;
     let mut views = Vec::new();
     for (from, who) in PEOPLE.iter().enumerate() {
         for (to, whom) in PEOPLE.iter().enumerate().filter(|(to, _)| *to != from) {
@@ -61,7 +60,6 @@ pub(super) fn show(scene: &Scene, options: &Options) -> Result<()> {
             views.push(view);
         }
     }
-    drop(web);
     if options.json {
         println!("{}", as_json(scene, &views));
     } else {
@@ -106,13 +104,13 @@ fn reach(scene: &Scene, from: usize, name: &str) -> Result<f64> {
 }
 
 /// A web server on every machine, that says its machine's name and by which address it sees who asks.
-struct Web {
+pub(super) struct Web {
     ends: std::sync::Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<Result<()>>>,
 }
 
 impl Web {
-    fn start(scene: &Scene) -> Result<Self> {
+    pub(super) fn start(scene: &Scene) -> Result<Self> {
         let ends = std::sync::Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for (n, p) in PEOPLE.iter().enumerate() {
