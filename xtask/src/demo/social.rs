@@ -154,7 +154,11 @@ impl Scene {
             for (from, first) in PEOPLE.iter().enumerate().take(to) {
                 let (asks, accepts) = (first.jid(), second.jid());
                 say(&format!("  {asks}: ipop-fast friends add {accepts}"));
-                run(&mut self.nodes[from].ask(&["friends", "add", &accepts])?)?;
+                // The server may not have sent the list of friends yet.
+                wait_for("the request to be taken", BEFRIEND, || {
+                    stop::check()?;
+                    run(&mut self.nodes[from].ask(&["friends", "add", &accepts])?).map(|_| true)
+                })?;
                 wait_for("the request", BEFRIEND, || {
                     stop::check()?;
                     let list = run(&mut self.nodes[to].ask(&["friends", "list"])?)?;
