@@ -272,6 +272,7 @@ shaper_rules:
   max_user_sessions: 1000
 modules:
   mod_admin_extra: {{}}
+  mod_blocking: {{}}
   mod_caps: {{}}
   mod_disco: {{}}
   mod_http_api: {{}}
@@ -281,6 +282,7 @@ modules:
     max_users: 1000
   mod_muc_admin: {{}}
   mod_ping: {{}}
+  mod_privacy: {{}}
   mod_pubsub:
     plugins: [flat, pep]
     last_item_cache: false
