@@ -3,5 +3,6 @@
 mod both;
 mod cast;
 mod meet;
+mod multicast;
 mod stay;
 mod strangers;
