@@ -143,7 +143,8 @@ fn group(s: &Section<'_, '_>, report: &mut Report) -> Option<GroupSource> {
         (None, Some(muc)) => muc.check(report, |m| values::bare_jid(m)).map(|m| GroupSource::Muc(m.to_string())),
         (None, None) => {
             if !s.has("group") && !s.has("muc") {
-                let message = "is missing: group = \"NAME\" of a roster group, or muc = \"ROOM@SERVICE\"";
+                let message = "is missing: group = \"NAME\" of a roster group, or muc = \"ROOM@SERVICE\"; or \
+                               kind = \"social\" for the account's friends";
                 s.missing(report, "group", message);
             }
             None

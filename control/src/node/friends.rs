@@ -13,7 +13,7 @@ use crate::network::social::{self, Terms};
 use crate::network::{Plan, Roll};
 use crate::xmpp::{Befriend, Friends, Subscription};
 use dataplane::table::Prefix;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -144,6 +144,8 @@ impl Node {
         if self.config.networks.iter().all(|n| n.social().is_none()) {
             return Response::Error { message: "this node has no network of kind social".to_owned() };
         }
+        let here: HashSet<&str> = self.present.iter().map(|jid| split_jid(jid).0).collect();
+        let mut nodes = self.friends_nodes();
         let request =
             |jid: &String| FriendStatus { jid: jid.clone(), state: "request".to_owned(), ..FriendStatus::default() };
         let contacts = self.friends.contacts.iter().map(|c| FriendStatus {
@@ -155,10 +157,10 @@ impl Node {
                 _ => "one-sided",
             }
             .to_owned(),
-            online: self.present.iter().any(|p| split_jid(p).0 == c.jid),
+            online: here.contains(c.jid.as_str()),
             blocked: c.blocked,
             networks: c.networks.clone(),
-            nodes: self.nodes_of(&c.jid),
+            nodes: nodes.remove(&c.jid).unwrap_or_default(),
             problem: c.problem.clone(),
         });
         let mut asking: Vec<FriendStatus> = self.friends.requests.iter().map(request).collect();
@@ -167,20 +169,22 @@ impl Node {
         Response::Friends { friends: asking }
     }
 
-    fn nodes_of(&self, account: &str) -> Vec<FriendNode> {
+    /// The nodes in networks of friends, by account.
+    fn friends_nodes(&self) -> HashMap<String, Vec<FriendNode>> {
         let social = self.networks.iter().filter(|n| n.config.social().is_some());
-        let of = social.flat_map(|n| n.peers.values().map(move |p| (n, p)));
-        let of = of.filter(|(_, p)| split_jid(&p.planned.jid).0 == account);
-        let mut nodes: Vec<FriendNode> = of
-            .map(|(n, p)| FriendNode {
+        let mut all: HashMap<String, Vec<FriendNode>> = HashMap::new();
+        for (n, p) in social.flat_map(|n| n.peers.values().map(move |p| (n, p))) {
+            all.entry(split_jid(&p.planned.jid).0.to_owned()).or_default().push(FriendNode {
                 name: p.planned.name.clone(),
                 network: n.name.clone(),
                 address: p.planned.translation.map(|t| t.lease.to_string()),
                 online: p.online,
-            })
-            .collect();
-        nodes.sort_by(|a, b| (&a.network, &a.name, &a.address).cmp(&(&b.network, &b.name, &b.address)));
-        nodes
+            });
+        }
+        for nodes in all.values_mut() {
+            nodes.sort_by(|a, b| (&a.network, &a.name, &a.address).cmp(&(&b.network, &b.name, &b.address)));
+        }
+        all
     }
 
     /// Does what a person wants; the answer comes when the server has answered.

@@ -439,8 +439,11 @@ impl Node {
                 self.stir();
             }
             xmpp::Event::Friends(friends) => {
+                // Who asks to be a friend is nothing that peers depend on.
+                if friends.contacts != self.friends.contacts {
+                    self.stir();
+                }
                 self.friends = friends;
-                self.stir();
             }
             xmpp::Event::Signal(request) => self.take_signal(request),
         }

@@ -4,5 +4,6 @@ mod both;
 mod cast;
 mod federated;
 mod meet;
+mod multicast;
 mod stay;
 mod strangers;

@@ -16,6 +16,8 @@ use crate::xmpp::{Befriend, Event, FriendContact, FriendError, Friends, Subscrip
 
 /// Requests of strangers that are remembered: anyone with an account anywhere can make one.
 pub(super) const MAX_REQUESTS: usize = 128;
+/// What anyone can make us write into the log is no more frequent.
+const SAY_EVERY: Duration = Duration::from_secs(1);
 /// Changes come in bursts: what is known of friends is told once for each.
 const GATHER: Duration = Duration::from_millis(50);
 
@@ -137,30 +139,43 @@ impl Session {
             "subscribe" if matches!(subscribed, Subscription::From | Subscription::Both) => {}
             "subscribe" if self.members.is_blocked(account) => self.stranger(),
             "subscribe" if asked || subscribed == Subscription::To => {
-                tracing::info!("{account}, who was asked to be a friend, asks the same: accepted");
+                self.say(&format!("{account}, who was asked to be a friend, asks the same: accepted"), now);
                 self.out.push(subscription("subscribed", account));
             }
-            "subscribe" if self.requests.len() < MAX_REQUESTS || self.requests.contains(account) => {
-                if self.requests.insert(account.clone()) {
-                    tracing::info!("{account} asks to be a friend. To accept, say: ipop-fast friends accept {account}");
-                }
+            "subscribe" if self.requests.contains(account) => {}
+            "subscribe" if self.requests.len() < MAX_REQUESTS => {
+                self.requests.insert(account.clone());
+                let hint = format!("To accept, say: ipop-fast friends accept {account}");
+                self.say(&format!("{account} asks to be a friend. {hint}"), now);
+                self.note_friends(now);
             }
             "unsubscribe" if self.requests.remove(account) => {
-                tracing::info!("{account} does not ask to be a friend any more");
+                self.say(&format!("{account} does not ask to be a friend any more"), now);
+                self.note_friends(now);
             }
-            "unsubscribed" if asked => tracing::info!("{account} does not want to be a friend"),
+            "unsubscribed" if asked => self.say(&format!("{account} does not want to be a friend"), now),
             // The roster tells.
             "subscribed" | "unsubscribe" | "unsubscribed" if contact.is_some() => {}
-            _ => return self.stranger(),
+            _ => self.stranger(),
         }
-        self.note_friends(now);
+    }
+
+    /// Something for the log that anyone can make us say: not often.
+    fn say(&mut self, what: &str, now: Instant) {
+        if self.said.is_none_or(|t| now.duration_since(t) >= SAY_EVERY) {
+            self.said = Some(now);
+            tracing::info!("{what}");
+        } else {
+            tracing::debug!("{what}");
+        }
     }
 
     /// The other server's answer to a request that cannot be delivered.
     pub(super) fn request_failed(&mut self, account: &BareJid, e: &Element, now: Instant) {
-        if self.members.contact(account).is_some_and(|c| c.asked) {
-            let why = reply::condition(e).chars().take(64).collect();
-            tracing::warn!("the request to {account} did not arrive: {why}");
+        let why: String = reply::condition(e).chars().take(64).collect();
+        let asked = self.members.contact(account).is_some_and(|c| c.asked);
+        if asked && self.problems.get(account) != Some(&why) {
+            self.say(&format!("the request to {account} did not arrive: {why}"), now);
             self.problems.insert(account.clone(), why);
             self.note_friends(now);
         }

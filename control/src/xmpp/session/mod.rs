@@ -122,6 +122,8 @@ pub(super) struct Session {
     next_id: u64,
     timers: BTreeMap<Timer, Instant>,
     warned: Option<Instant>,
+    /// When requests were written about last.
+    said: Option<Instant>,
     out: Vec<Element>,
     /// To be taken by whoever runs this.
     pub(super) events: VecDeque<Event>,
@@ -154,6 +156,7 @@ impl Session {
             next_id: 0,
             timers: BTreeMap::new(),
             warned: None,
+            said: None,
             out: Vec::new(),
             events,
         }
