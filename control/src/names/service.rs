@@ -34,7 +34,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct View {
     /// The names.
-    pub table: Table,
+    pub table: Arc<Table>,
     /// Addresses of this machine: who asks from one of them, or over loopback, is answered.
     pub own: HashSet<IpAddr>,
 }

@@ -6,6 +6,7 @@ use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdSocket};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -17,7 +18,7 @@ const RETRY: Duration = Duration::from_millis(20);
 
 fn view(address: &str) -> View {
     let vm2 = entry("vm2", "vm2@x", "group:g", Standing::Known(0), &[address]);
-    View { table: Table::new(vec![vm2], &[], 1), own: HashSet::new() }
+    View { table: Arc::new(Table::new(vec![vm2], &[], 1)), own: HashSet::new() }
 }
 
 fn nowhere() -> Place {

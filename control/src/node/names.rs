@@ -9,13 +9,14 @@ use crate::network::members::split_jid;
 use dataplane::table::Prefix;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// The names of a node.
 pub(super) struct Names {
     /// `None`: `[names]` says so.
     service: Option<Service>,
-    table: Table,
+    table: Arc<Table>,
     /// Of this machine, but for the overlays'.
     host: HashSet<IpAddr>,
     /// What the table was made of.
@@ -28,7 +29,7 @@ impl Names {
     pub(super) fn new(enabled: bool) -> Self {
         // So that it grows also over restarts (RFC 1982).
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let table = Table::new(Vec::new(), &[], u32::try_from(now & u64::from(u32::MAX)).unwrap_or(0));
+        let table = Arc::new(Table::new(Vec::new(), &[], u32::try_from(now & u64::from(u32::MAX)).unwrap_or(0)));
         let view = View { table: table.clone(), own: HashSet::new() };
         Self {
             service: enabled.then(|| Service::start(view)),
@@ -68,7 +69,7 @@ impl Node {
         }
         if self.names.made_of != made_of {
             let serial = self.names.table.serial().wrapping_add(1);
-            self.names.table = Table::new(made_of.0.clone(), &made_of.1, serial);
+            self.names.table = Arc::new(Table::new(made_of.0.clone(), &made_of.1, serial));
             self.names.made_of = made_of;
         }
         self.names.own.clone_from(&own);
