@@ -5,7 +5,10 @@ mod generate;
 mod node;
 
 pub use generate::{completions, man};
-pub use node::{CheckArgs, CompletionsArgs, ImportArgs, ManArgs, NodeChoice, PinsArgs, PinsCommand, UpArgs, ViewArgs};
+pub use node::{
+    CheckArgs, CompletionsArgs, FriendsArgs, FriendsCommand, ImportArgs, ManArgs, NamesArgs, NodeChoice, PinsArgs,
+    PinsCommand, UpArgs, ViewArgs,
+};
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -20,6 +23,8 @@ Examples:
   WG_QUICK_USERSPACE_IMPLEMENTATION=ipop-fast wg-quick up ./wg0.conf
   ipop-fast up -c node.toml           join the networks of a configuration file
   ipop-fast status --watch            how they are
+  ipop-fast friends add bob@x.org     ask somebody to be a friend, or accept it
+  ipop-fast names                     what their nodes are called: vm2.my_group.ipop
   ipop-fast doctor                    what this machine offers, and what to do about the rest
   ipop-fast stats wg0 --watch         live counters
 
@@ -58,8 +63,12 @@ pub enum Command {
     Peers(ViewArgs),
     /// Show the links to them: path, why that one, round trip and traffic
     Links(ViewArgs),
+    /// List the DNS names of all nodes that are known, with addresses and accounts
+    Names(NamesArgs),
     /// Show the pinned keys of the others, or accept a changed one
     Pins(PinsArgs),
+    /// Show friends and who asks to be one; ask, accept or end it
+    Friends(FriendsArgs),
     /// Make a configuration file from one of an IPOP controller (JSON)
     Import(ImportArgs),
     /// Show what this machine offers for speed, and what to do about what is missing

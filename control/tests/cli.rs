@@ -1,6 +1,7 @@
 //! The program as a person runs it, beside a node that only answers. Needs no rights.
 
-use control::admin::status::{LinkStatus, NetworkStatus, PeerStatus, Status};
+use control::admin::names::{Name, Names};
+use control::admin::status::{FriendStatus, LinkStatus, NetworkStatus, PeerStatus, Status};
 use control::admin::{Request, Response, listen, serve};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
@@ -40,6 +41,26 @@ fn status() -> Status {
     Status { name: "vm1".to_owned(), networks: vec![network], ..Status::default() }
 }
 
+fn friends() -> Vec<FriendStatus> {
+    let friend = |jid: &str, state: &str| FriendStatus {
+        jid: jid.to_owned(),
+        state: state.to_owned(),
+        ..FriendStatus::default()
+    };
+    vec![friend("carol@example.org", "request"), friend("bob@example.org", "friend")]
+}
+
+fn names() -> Names {
+    let name = Name {
+        name: "vm2.g.ipop".to_owned(),
+        addresses: vec!["172.16.10.3".to_owned()],
+        jid: "vm2@example.org".to_owned(),
+        network: "group:g".to_owned(),
+        own: false,
+    };
+    Names { node: "vm1".to_owned(), enabled: true, names: vec![name], ..Names::default() }
+}
+
 /// Answers on `socket` while `body` runs.
 fn with_node(socket: &Path, body: impl FnOnce()) {
     let listening = listen(socket).expect("listen");
@@ -54,7 +75,10 @@ fn with_node(socket: &Path, body: impl FnOnce()) {
                         Response::Done { message: format!("{jid} is pinned anew") }
                     }
                     Request::AcceptPin { jid } => Response::Error { message: format!("nobody is called {jid}") },
+                    Request::Names => Response::Names(Box::new(names())),
                     Request::Reload => Response::Done { message: String::new() },
+                    Request::Friends => Response::Friends { friends: friends() },
+                    Request::Befriend { action, jid } => Response::Done { message: format!("{action:?} {jid}") },
                 }
             };
             runtime.block_on(async {
@@ -86,6 +110,11 @@ fn a_running_node_is_shown_and_steered() {
             let value: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one line of JSON");
             assert!(value.is_object(), "{value}");
         }
+        let out = run(&["names", "--socket", path]);
+        assert!(out.status.success() && said(&out).0.contains("vm2.g.ipop"), "{:?}", said(&out));
+        let out = run(&["names", "--json", "--socket", path]);
+        let value: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one line of JSON");
+        assert!(value["node"] == "vm1" && value["addresses"][0] == "172.16.10.3", "{value}");
         let out = run(&["pins", "list", "--socket", path]);
         assert!(said(&out).0.contains("pinned"), "{:?}", said(&out));
         let out = run(&["pins", "accept", "vm2@example.org", "--socket", path]);
@@ -169,4 +198,24 @@ fn a_configuration_is_checked_and_imported() {
     let out =
         program(&["check", "-c", &path("node.toml")]).env("IPOP_FAST_XMPP_PASSWORD", "x").output().expect("starts");
     assert!(out.status.success() && said(&out).0.contains("note: "), "{:?}", said(&out));
+}
+
+#[test]
+fn friends_are_listed_asked_accepted_and_removed() {
+    let dir = tempfile::tempdir().expect("directory");
+    let socket = dir.path().join("node.sock");
+    let path = socket.to_str().expect("UTF-8");
+    with_node(&socket, || {
+        let (out, _) = said(&run(&["friends", "list", "--socket", path]));
+        assert!(out.contains("carol@example.org  request") && out.contains("friends accept carol"), "{out}");
+        let (out, _) = said(&run(&["friends", "list", "--json", "--socket", path]));
+        let lines: Vec<serde_json::Value> = out.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+        assert_eq!((lines.len(), &lines[1]["jid"], &lines[1]["node"]), (2, &"bob@example.org".into(), &"node".into()));
+        for (word, action) in [("add", "Add"), ("accept", "Accept"), ("remove", "Remove")] {
+            let done = run(&["friends", word, "Dave@Example.org", "--socket", path]);
+            assert_eq!((done.status.success(), said(&done).0), (true, format!("{action} dave@example.org\n")));
+        }
+    });
+    let refused = said(&run(&["friends", "add", "dave@example.org/phone"])).1;
+    assert!(refused.contains("leave out the resource"), "{refused}");
 }

@@ -1,9 +1,11 @@
 //! What the engine is told, and what it tells.
 
 use crate::crypto::Backend;
+use crate::packet::Translation;
 use crate::table::Prefix;
 use crate::tunnel::{PresharedKey, PrivateKey, PublicKey};
 use crate::{Path, Time, WallTime};
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 /// Which I/O back end the shards use.
@@ -73,6 +75,10 @@ pub struct Update {
     pub listen_port: Option<u16>,
     /// `SO_MARK` of outgoing datagrams; 0: none.
     pub fwmark: Option<u32>,
+    /// `Some(Some(b))`: multicast is on. Packets for 224.0.0.0/4, 255.255.255.255 and `b`, our subnet's directed
+    /// broadcast, go to every peer that has a [`Translation`], a session and a path; they wait for none and open no
+    /// path. `Some(None)`: off, as at first; such packets are routed like any other then.
+    pub multicast: Option<Option<Ipv4Addr>>,
     /// Remove all peers first.
     pub replace_peers: bool,
     /// Changes to peers, in order.
@@ -95,6 +101,9 @@ pub struct PeerUpdate {
     /// While there is no path, packets wait for one and [`Engine::wanted`](crate::Engine::wanted) tells; else they are
     /// refused. Off at first.
     pub on_demand: Option<bool>,
+    /// `Some(Some(_))`: its IPv4 packets are translated on arrival. Its allowed IPs have to hold
+    /// [`Translation::lease`]. `Some(None)`: they are taken as they are, as at first.
+    pub translation: Option<Option<Translation>>,
     /// Seconds between persistent keepalives; 0: off.
     pub persistent_keepalive: Option<u16>,
     /// Remove all its allowed IPs first.
@@ -114,6 +123,7 @@ impl PeerUpdate {
             preshared_key: None,
             path: None,
             on_demand: None,
+            translation: None,
             persistent_keepalive: None,
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),

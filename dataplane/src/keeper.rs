@@ -101,11 +101,11 @@ impl Core {
     /// # Errors
     /// The port is taken, or there are too many peers.
     pub fn configure(&mut self, update: Update, now: Time, wall: WallTime) -> Result<(), UpdateError> {
-        let mut routes_changed = false;
+        let (mut routes_changed, mut audience_changed) = (false, false);
         if let Some(key) = update.private_key {
             if let Some(own) = self.tunnel.set_private_key(key) {
                 self.forget(&own);
-                routes_changed = true;
+                (routes_changed, audience_changed) = (true, true);
             }
             self.shared.mac.store(self.tunnel.mac_verifier());
         }
@@ -115,7 +115,11 @@ impl Core {
         if let Some(port) = update.listen_port {
             self.set_port(port)?;
         }
+        if let Some(broadcast) = update.multicast {
+            self.shared.set_multicast(broadcast);
+        }
         if update.replace_peers {
+            audience_changed = true;
             let all: Vec<PublicKey> = self.tunnel.peers().map(|p| p.public_key).collect();
             for key in all {
                 routes_changed |= self.remove_peer(&key);
@@ -126,6 +130,7 @@ impl Core {
         for u in update.peers {
             if u.remove {
                 routes_changed |= self.remove_peer(&u.public_key);
+                audience_changed = true;
                 continue;
             }
             // A node is not its own peer; as wireguard-go does, this is no error.
@@ -151,6 +156,10 @@ impl Core {
                     self.shared.post_all(|| ToShard::Discard(peer.clone()));
                 }
             }
+            if let Some(translation) = u.translation {
+                audience_changed |= translation.is_some() != peer.translation().is_some();
+                peer.set_translation(translation);
+            }
             if u.replace_allowed_ips {
                 routes_changed |= self.clear_prefixes(&peer);
             }
@@ -163,6 +172,10 @@ impl Core {
         }
         if routes_changed {
             self.shared.routes.store(Arc::new(self.routes.clone()));
+        }
+        if audience_changed {
+            let audience = self.tunnel.peers().filter(|p| p.translation().is_some()).cloned().collect();
+            self.shared.audience.store(Arc::new(audience));
         }
         self.tunnel.handle_timeout(now, wall);
         self.pump();

@@ -20,6 +20,7 @@ pub mod tunnel;
 pub use config::{Config, IoChoice, PeerState, PeerUpdate, State, Update};
 pub use engine::{Capabilities, Closed, Engine, EngineError, Tun};
 pub use io::probe;
+pub use packet::Translation;
 pub use path::Path;
 pub use shared::SideDatagram;
 pub use stats::Stats;

@@ -7,9 +7,9 @@ use crate::table::Routes;
 use crate::tunnel::{MacVerifier, Peer, PublicKey, SessionTable};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::channel::{Receiver, Sender, bounded};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Handshake messages and requests that wait for the keeper. At 6,000 handshakes a second (a responder, one core)
@@ -24,6 +24,9 @@ pub const COMMAND_QUEUE: usize = 4096;
 
 /// The largest message that the keeper takes: a handshake initiation.
 const MESSAGE_MAX: usize = ipop_ebpf::INITIATION_LEN;
+
+/// The bit that tells multicast to 0.0.0.0 from none.
+const MULTICAST_ON: u64 = 1 << 32;
 
 /// What shards tell the keeper.
 #[derive(Debug)]
@@ -114,6 +117,10 @@ pub struct Shared {
     pub udp_gso: AtomicBool,
     /// TUN takes super-packets (so far).
     pub tun_gso: AtomicBool,
+    /// Peers that have a translation: multicast goes to those of them that are linked.
+    pub audience: ArcSwap<Vec<Arc<Peer>>>,
+    /// See [`Self::multicast`]: zero is off, else the address below [`MULTICAST_ON`].
+    multicast: AtomicU64,
     /// To the keeper.
     pub keeper: Sender<ToKeeper>,
     /// To the engine's user.
@@ -152,6 +159,8 @@ impl Shared {
             mtu: AtomicU16::new(mtu),
             udp_gso: AtomicBool::new(true),
             tun_gso: AtomicBool::new(true),
+            audience: ArcSwap::from_pointee(Vec::new()),
+            multicast: AtomicU64::new(0),
             keeper,
             side,
             wanted,
@@ -181,6 +190,18 @@ impl Shared {
         if peer.want_path() && self.wanted.try_send(peer.public_key).is_err() {
             peer.found();
         }
+    }
+
+    /// Whether multicast is carried; then our subnet's directed broadcast address.
+    #[must_use]
+    pub fn multicast(&self) -> Option<Ipv4Addr> {
+        let word = self.multicast.load(Relaxed);
+        (word & MULTICAST_ON != 0).then(|| Ipv4Addr::from_bits(word as u32))
+    }
+
+    /// Switches multicast on, with our subnet's directed broadcast address, or off.
+    pub fn set_multicast(&self, broadcast: Option<Ipv4Addr>) {
+        self.multicast.store(broadcast.map_or(0, |b| MULTICAST_ON | u64::from(b.to_bits())), Relaxed);
     }
 
     /// The interface's MTU in bytes.

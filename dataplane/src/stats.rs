@@ -1,6 +1,8 @@
 //! Counters: what came in, what went out, and why the rest did not.
 //!
-//! Packets in = packets out + the sum of all drops, per direction; tests hold the pipeline to it.
+//! Packets in = packets out + the sum of all drops, per direction; tests hold the pipeline to it. A multicast packet that
+//! goes to several peers is as many packets from there on: what came in and [`Counters::multicast_copies`] = what went
+//! out and all drops.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -43,6 +45,12 @@ reasons! {
     SendBufferFull = "send_buffer_full",
     /// Outbound: the session has used up its counters (2^64 - 2^13 - 1 messages).
     CounterExhausted = "counter_exhausted",
+    /// Outbound: multicast while no peer is linked.
+    MulticastNobody = "multicast_nobody",
+    /// Outbound: more multicast than the rate limit lets out.
+    MulticastRate = "multicast_rate",
+    /// Outbound: copies of multicast packets for more peers than one goes to.
+    MulticastFanout = "multicast_fanout",
     /// Inbound: none of the formats that the port carries.
     UnknownDatagram = "unknown_datagram",
     /// Inbound: longer than a receive buffer.
@@ -59,6 +67,12 @@ reasons! {
     InnerMalformed = "inner_malformed",
     /// Inbound: an inner source address that is not the peer's to use.
     WrongSource = "wrong_source",
+    /// Inbound: an inner IPv4 source other than the address that a translated peer has.
+    Spoofed = "spoofed",
+    /// Inbound: multicast or broadcast of a translated peer while multicast is off.
+    MulticastOff = "multicast_off",
+    /// Inbound: a packet of a translated peer that contradicts itself, or is a redirect or source-routed.
+    Untranslatable = "untranslatable",
     /// Inbound: the TUN device refused the packet.
     TunWriteFailed = "tun_write_failed",
     /// Inbound: TUN is down.
@@ -84,6 +98,8 @@ pub struct Counters {
     drops: [AtomicU64; Drop::ALL.len()],
     /// Inner packets read from TUN, after splitting: segments.
     pub tun_in: AtomicU64,
+    /// Multicast: packets that one packet from TUN became, beyond itself. Three for one that goes to four peers.
+    pub multicast_copies: AtomicU64,
     /// Inner packets written to TUN, before coalescing: segments.
     pub tun_out: AtomicU64,
     /// Reads from TUN: super-packets.
@@ -116,6 +132,7 @@ impl Default for Counters {
         Self {
             drops: std::array::from_fn(|_| z()),
             tun_in: z(),
+            multicast_copies: z(),
             tun_out: z(),
             tun_reads: z(),
             tun_writes: z(),
@@ -179,6 +196,7 @@ impl Stats {
                 ("handshakes_in", &c.handshakes_in),
                 ("unreachables_out", &c.unreachables_out),
                 ("side_datagrams_in", &c.side_in),
+                ("multicast_copies", &c.multicast_copies),
             ];
             if traffic.is_empty() {
                 traffic = rows.iter().map(|(n, _)| (*n, 0)).collect();

@@ -170,6 +170,82 @@ fn receiving_allocates_nothing() {
     }
 }
 
+/// The same reads with the addresses of [`world::friends`], and discovery messages among them.
+fn friendly(reads: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut all: Vec<_> = reads
+        .into_iter()
+        .map(|mut r| {
+            r[22..26].copy_from_slice(&world::OWN.octets());
+            r[26..30].copy_from_slice(&world::lease(2).octets());
+            // Checksums are for the device to make, from where they stand.
+            let at = if r[19] == 6 { 16 } else { 6 };
+            let words = [world::OWN.octets(), world::lease(2).octets()].concat();
+            let len = (r.len() - 30) as u32;
+            let sum: u32 =
+                words.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum::<u32>() + u32::from(r[19]) + len;
+            let sum = ((sum & 0xffff) + (sum >> 16)) as u16;
+            r[30 + at..32 + at].copy_from_slice(&sum.to_be_bytes());
+            if r[1] == 0 {
+                r[..10].copy_from_slice(&[1, 0, 0, 0, 0, 0, 20, 0, at as u8, 0]);
+            }
+            r
+        })
+        .collect();
+    for port in [1900, 5353] {
+        let p = Packet::tcp4().udp().with(|p| {
+            (p.source, p.destination) = (world::OWN.into(), world::lease(2).into());
+            p.ports[0] = port;
+            p.payload = b"HTTP/1.1 200 OK\r\nLOCATION: http://172.31.0.100:1/\r\n\r\n".to_vec();
+        });
+        all.push([vec![0; 10], p.bytes()].concat());
+    }
+    all
+}
+
+#[test]
+fn translating_allocates_nothing() {
+    for (name, load) in LOADS {
+        let (mut a, mut b) = world::friends(OFFLOADS);
+        b.shard.driver().keep = false;
+        let mut counted = 0;
+        for n in 0..WARM_UP + TURNS {
+            friendly(load(n)).into_iter().for_each(|r| a.read(r));
+            a.run();
+            let datagrams = a.sent();
+            a.receive_all(address(1), datagrams.into_iter().map(|(_, d)| d));
+            let all: Vec<Arrival> = a.shard.driver().arrivals.drain(..).collect();
+            b.shard.driver().arrivals.extend(all);
+            let c = turn(&mut b);
+            counted += if n < WARM_UP { 0 } else { c };
+        }
+        assert!(b.counters().tun_out.load(Relaxed) >= TURNS as u64 * 20);
+        assert_eq!(counted, 0, "allocations in {TURNS} turns of {name}");
+        b.assert_drops(&[]);
+        b.stop();
+    }
+}
+
+#[test]
+fn multicast_allocates_nothing() {
+    let (mut a, _b) = world::friends(OFFLOADS);
+    a.shared.set_multicast(Some([172, 31, 255, 255].into()));
+    a.shard.driver().keep = false;
+    let mut counted = 0;
+    for n in 0..WARM_UP + TURNS {
+        a.now += std::time::Duration::from_millis(10);
+        for to in [[224, 0, 0, 251], [172, 31, 255, 255]] {
+            let p = Packet::tcp4().udp().with(|p| (p.source, p.destination) = (world::OWN.into(), to.into()));
+            a.read(super_packet(&p.with(|p| p.payload = vec![n as u8; 4000]), 1000));
+        }
+        let c = turn(&mut a);
+        counted += if n < WARM_UP { 0 } else { c };
+    }
+    assert!(a.counters().udp_out.load(Relaxed) >= TURNS as u64 * 8);
+    assert_eq!(counted, 0, "allocations in {TURNS} turns");
+    a.assert_drops(&[]);
+    a.stop();
+}
+
 #[test]
 fn both_directions_at_once_allocate_nothing_and_neither_do_drops() {
     let (mut a, mut b) = joined(OFFLOADS);

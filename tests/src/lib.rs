@@ -6,6 +6,7 @@
 //! [`pair`] is the usual cast: two sites joined by a veth, one tunnel between them. Everything that a scene made is
 //! gone when it ends, and what a killed run left behind is swept up by the next one.
 
+pub mod cast;
 pub mod daemon;
 pub mod fuzz;
 pub mod heartbeat;
@@ -16,8 +17,10 @@ pub mod node;
 pub mod ns;
 pub mod pair;
 pub mod process;
+pub mod raw_xmpp;
 pub mod relay;
 pub mod require;
+pub mod resolved;
 pub mod scene;
 pub mod servers;
 pub mod traffic;

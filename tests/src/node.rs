@@ -1,4 +1,4 @@
-//! A node of a group: a real `ipop-fast up` in a namespace.
+//! A node: a real `ipop-fast up` in a namespace.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -31,6 +31,8 @@ pub enum Members {
     Group(String),
     /// A room's JID.
     Room(String),
+    /// The account's friends, in a subnet of its own.
+    Friends(String),
 }
 
 /// What is written into a node's `node.toml`.
@@ -54,10 +56,14 @@ pub struct Options {
     pub network_lines: String,
     /// Everything behind `[ice]`; empty: what the XMPP server offers.
     pub ice_lines: String,
+    /// Lines for `[xmpp]` in the place of `server` and `ca_file`, which otherwise are those of the harness.
+    pub xmpp_lines: Option<String>,
+    /// Environment variables beside those of the harness.
+    pub environment: Vec<(String, String)>,
     /// `LOG_LEVEL`.
     pub level: String,
-    /// More variables of its environment.
-    pub environment: Vec<(String, String)>,
+    /// What its command line begins with.
+    pub wrapper: Vec<String>,
 }
 
 /// The overlay of all tests.
@@ -77,8 +83,10 @@ impl Options {
             secret: None,
             network_lines: String::new(),
             ice_lines: String::new(),
-            level: "debug".into(),
+            xmpp_lines: None,
             environment: Vec::new(),
+            level: "debug".into(),
+            wrapper: Vec::new(),
         }
     }
 
@@ -98,16 +106,22 @@ impl Options {
 
     fn toml(&self, jid: &str, server: &str, ca: &Path, dir: &Path) -> String {
         let mut t = format!("[node]\nname = \"{}\"\nstate_dir = \"state\"\ncontrol_socket = \"control\"\n", self.name);
-        let _ = write!(t, "[xmpp]\njid = \"{jid}\"\npassword_file = \"password\"\nserver = \"{server}\"\n");
-        let _ = writeln!(t, "ca_file = \"{}\"", ca.display());
-        let _ = write!(t, "[[network]]\nkind = \"group\"\ninterface = \"{INTERFACE}\"\n");
-        let _ = match &self.members {
-            Members::Group(g) => writeln!(t, "group = \"{g}\""),
-            Members::Room(r) => writeln!(t, "muc = \"{r}\""),
+        let _ = write!(t, "[xmpp]\njid = \"{jid}\"\npassword_file = \"password\"\n");
+        let _ = match &self.xmpp_lines {
+            Some(lines) => write!(t, "{lines}"),
+            None => write!(t, "server = \"{server}\"\nca_file = \"{}\"\n", ca.display()),
         };
-        let _ = match self.address {
-            Some(a) => writeln!(t, "address = \"{a}/24\""),
-            None => writeln!(t, "subnet = \"{SUBNET}\""),
+        let _ = write!(t, "[[network]]\ninterface = \"{INTERFACE}\"\n");
+        let _ = match &self.members {
+            Members::Group(g) => writeln!(t, "kind = \"group\"\ngroup = \"{g}\""),
+            Members::Room(r) => writeln!(t, "kind = \"group\"\nmuc = \"{r}\""),
+            Members::Friends(subnet) => writeln!(t, "kind = \"social\"\nsubnet = \"{subnet}\""),
+        };
+        let _ = match (self.address, &self.members) {
+            (Some(a), Members::Friends(_)) => writeln!(t, "address = \"{a}\""),
+            (Some(a), _) => writeln!(t, "address = \"{a}/24\""),
+            (None, Members::Friends(_)) => Ok(()),
+            (None, _) => writeln!(t, "subnet = \"{SUBNET}\""),
         };
         let _ = writeln!(t, "links = \"{}\"", if self.proactive { "proactive" } else { "on-demand" });
         if self.secret.is_some() {
@@ -131,6 +145,7 @@ pub struct Node {
     namespace: String,
     dir: PathBuf,
     notify: UnixDatagram,
+    notes: Vec<String>,
     started: Instant,
     process: Process,
 }
@@ -169,7 +184,7 @@ impl Node {
         notify.set_nonblocking(true)?;
         let process = launch(ns.name(), &options, &dir)?;
         let namespace = ns.name().to_owned();
-        Ok(Self { options, jid, namespace, dir, notify, started: Instant::now(), process })
+        Ok(Self { options, jid, namespace, dir, notify, notes: Vec::new(), started: Instant::now(), process })
     }
 
     /// Waits for `READY=1` (sd_notify(3)), or for an answer to `status`.
@@ -182,11 +197,8 @@ impl Node {
             if !self.process.running() {
                 bail!("{} has ended:\n{}", self.options.name, self.process.tail());
             }
-            let mut note = [0; 1024];
-            while let Ok(n) = self.notify.recv(&mut note) {
-                if note[..n].split(|b| *b == b'\n').any(|l| l == b"READY=1") {
-                    return Ok(());
-                }
+            if self.notes().iter().any(|n| n == "READY=1") {
+                return Ok(());
             }
             if asked.elapsed() > Duration::from_millis(500) {
                 asked = Instant::now();
@@ -199,6 +211,15 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// What it has told systemd since its start (sd_notify(3)), a line each.
+    pub fn notes(&mut self) -> &[String] {
+        let mut note = [0; 1024];
+        while let Ok(n) = self.notify.recv(&mut note) {
+            self.notes.extend(String::from_utf8_lossy(&note[..n]).lines().map(str::to_owned));
+        }
+        &self.notes
     }
 
     /// The program's process id.
@@ -230,8 +251,16 @@ impl Node {
     /// # Errors
     /// When the program is not there.
     pub fn status_command(&self) -> Result<Command> {
+        self.ask(&["status"])
+    }
+
+    /// A command to the running program: its words, such as `friends` and `list`.
+    ///
+    /// # Errors
+    /// When the program is not there.
+    pub fn ask(&self, words: &[&str]) -> Result<Command> {
         let mut c = Command::new(Implementation::under_test().binary()?);
-        c.args(["status", "--socket"]).arg(self.dir.join("control"));
+        c.args(words).arg("--socket").arg(self.dir.join("control"));
         Ok(c)
     }
 
@@ -310,7 +339,8 @@ impl Node {
     /// When it does not come up.
     pub fn start_again(&mut self) -> Result<()> {
         // What the one before said of itself does not count.
-        while self.notify.recv(&mut [0; 1024]).is_ok() {}
+        self.notes();
+        self.notes.clear();
         self.started = Instant::now();
         self.process = launch(&self.namespace, &self.options, &self.dir)?;
         self.wait_ready(READY)
@@ -339,10 +369,10 @@ impl Drop for Node {
 
 fn launch(namespace: &str, options: &Options, dir: &Path) -> Result<Process> {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace]).arg(Implementation::under_test().binary()?);
+    command.args(["netns", "exec", namespace]).args(&options.wrapper).arg(Implementation::under_test().binary()?);
     command.args(["up", "-c"]).arg(dir.join("node.toml")).current_dir(dir);
-    command.envs(options.environment.iter().map(|(k, v)| (k, v)));
     command.env("LOG_LEVEL", &options.level).env("NOTIFY_SOCKET", dir.join("notify"));
+    command.envs(options.environment.iter().cloned());
     Process::start(&format!("node {}", options.name), &mut command)
 }
 

@@ -52,9 +52,25 @@ impl Noise {
     }
 }
 
-fn connect(from: &Namespace, to: &Namespace, address: IpAddr) -> Result<(TcpStream, TcpStream)> {
-    let listener = to.run(|| TcpListener::bind((address, 0)).with_context(|| format!("binding {address}")))?;
-    let target = listener.local_addr()?;
+/// An address as its own machine and as the others see it: not the same where addresses are translated.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// What the machine calls itself.
+    pub there: IpAddr,
+    /// What the others call it.
+    pub here: IpAddr,
+}
+
+impl From<IpAddr> for Seen {
+    fn from(address: IpAddr) -> Self {
+        Self { there: address, here: address }
+    }
+}
+
+fn connect(from: &Namespace, to: &Namespace, address: Seen) -> Result<(TcpStream, TcpStream)> {
+    let there = address.there;
+    let listener = to.run(|| TcpListener::bind((there, 0)).with_context(|| format!("binding {there}")))?;
+    let target = SocketAddr::new(address.here, listener.local_addr()?.port());
     let sender = from.run(|| {
         TcpStream::connect_timeout(&target, CONNECT_LIMIT).with_context(|| format!("connecting to {target}"))
     })?;
@@ -71,11 +87,11 @@ fn connect(from: &Namespace, to: &Namespace, address: IpAddr) -> Result<(TcpStre
 pub fn tcp_transfer(
     from: &Namespace,
     to: &Namespace,
-    to_address: IpAddr,
+    to_address: impl Into<Seen>,
     bytes: u64,
     limit: Duration,
 ) -> Result<Duration> {
-    let (mut sender, mut receiver) = connect(from, to, to_address)?;
+    let (mut sender, mut receiver) = connect(from, to, to_address.into())?;
     let start = Instant::now();
     for s in [&sender, &receiver] {
         s.set_read_timeout(Some(limit))?;
@@ -125,13 +141,14 @@ pub fn tcp_transfer(
 pub fn udp_echo(
     from: &Namespace,
     to: &Namespace,
-    to_address: IpAddr,
+    to_address: impl Into<Seen>,
     sizes: impl IntoIterator<Item = usize>,
 ) -> Result<()> {
     const TRIES: usize = 5;
-    let echo = to.run(|| Ok(UdpSocket::bind((to_address, 0))?))?;
+    let address = to_address.into();
+    let echo = to.run(|| Ok(UdpSocket::bind((address.there, 0))?))?;
     echo.set_read_timeout(Some(Duration::from_millis(50)))?;
-    let target = echo.local_addr()?;
+    let target = SocketAddr::new(address.here, echo.local_addr()?.port());
     let client = from.run(|| {
         let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
         let s = UdpSocket::bind((any, 0))?;
@@ -202,7 +219,7 @@ impl Flow {
     /// # Errors
     /// When the connection does not come up.
     pub fn start(from: &Namespace, to: &Namespace, to_address: IpAddr, rate: u64, limit: Duration) -> Result<Self> {
-        let (out, inn) = connect(from, to, to_address)?;
+        let (out, inn) = connect(from, to, to_address.into())?;
         let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (s, r) = (Arc::clone(&stop), Arc::clone(&received));
         Ok(Self {

@@ -1,6 +1,7 @@
 //! Many peers, moving prefixes, packets to nowhere; and the books kept right.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -82,7 +83,7 @@ fn a_thousand_peers_are_configured_at_once_and_the_active_ones_reach_each_other(
         }
         // In by one peer and out by another, through the hub's own routing.
         ensure!(pings(&spokes[0].ns, "172.16.0.2") && pings(&spokes[1].ns, "172.16.0.3"), "spokes do not meet");
-        tcp_transfer(&spokes[0].ns, &spokes[2].ns, [172, 16, 0, 3].into(), 10_000_000, Duration::from_secs(60))?;
+        tcp_transfer(&spokes[0].ns, &spokes[2].ns, IpAddr::from([172, 16, 0, 3]), 10_000_000, Duration::from_secs(60))?;
 
         // Packets for peers without an endpoint pile up nowhere.
         let from = socket(&hub, "172.16.255.254:0".parse()?)?;

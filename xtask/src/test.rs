@@ -14,7 +14,7 @@ use crate::steps::Steps;
 /// Test binaries of the harness that run everywhere. All others there need namespaces.
 const EVERYWHERE: &[&str] = &["fuzz_corpus"];
 /// Takes all of the machine.
-const HEAVY: &[&str] = &["group"];
+const HEAVY: &[&str] = &["group", "social"];
 /// Takes two minutes of real time and little else: runs beside the others.
 const BESIDE: &str = "rekey";
 
@@ -110,6 +110,7 @@ fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
         return Ok(());
     }
     packages::boringtun(steps)?;
+    packages::resolved(steps)?;
     let binary = packages::ipop_fast(steps)?;
     let boringtun = Implementation::Boringtun.binary()?;
     let names = end_to_end_binaries()?;
@@ -127,7 +128,7 @@ fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
     let main = steps.run("end-to-end tests", tail(&mut command(&light), options));
     let main = steps.finish(beside).and(main);
     // Fifty nodes leave no time for flows that must not stall.
-    let groups = steps.run("end-to-end tests: groups", tail(&mut command(&heavy), options));
+    let groups = steps.run("end-to-end tests: groups and friends", tail(&mut command(&heavy), options));
     let all = main.and(groups);
     if options.filter.is_some() {
         return all;

@@ -3,11 +3,13 @@
 //! A client sends one line of JSON (a [`Request`]) and gets one line of JSON (a [`Response`]).
 
 pub mod client;
+pub mod names;
 pub mod render;
 pub mod server;
 pub mod status;
 pub mod view;
 
+pub use names::Names;
 pub use server::{AdminSocket, listen, serve};
 pub use status::Status;
 
@@ -24,6 +26,8 @@ pub const MAX_RESPONSE: usize = 32 << 20;
 pub enum Request {
     /// Its state: answered by [`Response::Status`].
     Status,
+    /// What the nodes are called: answered by [`Response::Names`].
+    Names,
     /// Take the changed key of a peer.
     AcceptPin {
         /// Bare JID (all its devices), or full JID.
@@ -34,8 +38,29 @@ pub enum Request {
         /// Bare JID (all its devices), or full JID.
         jid: String,
     },
+    /// Friends, and who asks to be one: answered by [`Response::Friends`].
+    Friends,
+    /// Do something about a friend.
+    Befriend {
+        /// What.
+        action: FriendAction,
+        /// Bare JID.
+        jid: String,
+    },
     /// Read the configuration again, as SIGHUP does.
     Reload,
+}
+
+/// What a person wants to be done about an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FriendAction {
+    /// Ask it to be a friend, or accept its request.
+    Add,
+    /// Accept its request.
+    Accept,
+    /// End the friendship, or decline its request.
+    Remove,
 }
 
 /// What it answers.
@@ -44,6 +69,13 @@ pub enum Request {
 pub enum Response {
     /// Its state.
     Status(Box<Status>),
+    /// Friends.
+    Friends {
+        /// Those who ask to be one first.
+        friends: Vec<status::FriendStatus>,
+    },
+    /// What the nodes are called.
+    Names(Box<Names>),
     /// It is done.
     Done {
         /// What was done, for people.

@@ -196,7 +196,9 @@ mod tests {
             Request::AcceptPin { jid } | Request::ForgetPins { jid } => {
                 Response::Error { message: format!("nobody is called {jid}") }
             }
+            Request::Names => Response::Names(Box::default()),
             Request::Reload => std::future::pending().await,
+            Request::Friends | Request::Befriend { .. } => Response::Friends { friends: Vec::new() },
         }
     }
 

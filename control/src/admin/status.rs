@@ -20,8 +20,45 @@ pub struct Status {
     pub xmpp: XmppStatus,
     /// STUN and TURN servers.
     pub servers: Vec<ServerStatus>,
+    /// Bare JIDs of those who ask to be friends.
+    #[serde(default)]
+    pub requests: Vec<String>,
     /// Its networks.
     pub networks: Vec<NetworkStatus>,
+}
+
+/// An account that is a friend, was asked to be one, or asks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FriendStatus {
+    /// Bare JID.
+    pub jid: String,
+    /// What the roster calls it.
+    pub name: Option<String>,
+    /// `friend`; `request`: it asks; `asked`: we asked; `one-sided`: one sees the other.
+    pub state: String,
+    /// One of its nodes is there.
+    pub online: bool,
+    /// It is on the account's block list.
+    pub blocked: bool,
+    /// Networks in which it is let in.
+    pub networks: Vec<String>,
+    /// Its nodes there.
+    pub nodes: Vec<FriendNode>,
+    /// Why our request did not arrive.
+    pub problem: Option<String>,
+}
+
+/// A friend's node in one network.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FriendNode {
+    /// Its name.
+    pub name: String,
+    /// The network.
+    pub network: String,
+    /// Its IPv4 address here.
+    pub address: Option<String>,
+    /// It is there.
+    pub online: bool,
 }
 
 /// The XMPP connection.
@@ -57,8 +94,14 @@ pub struct ServerStatus {
 /// One network of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NetworkStatus {
-    /// `group:NAME`, `muc:ROOM`.
+    /// `group:NAME`, `muc:ROOM`, `social:NAME`.
     pub network: String,
+    /// `group` or `social`.
+    #[serde(default)]
+    pub kind: String,
+    /// The subnet of the own address; in a social network, of friends' addresses here as well.
+    #[serde(default)]
+    pub subnet: Option<String>,
     /// Its interface.
     pub interface: String,
     /// Own overlay addresses with prefix length.
@@ -92,8 +135,11 @@ pub struct PeerStatus {
     pub jid: String,
     /// Reachable by XMPP now.
     pub online: bool,
-    /// Overlay addresses.
+    /// Overlay addresses; in a social network, those that it has here.
     pub addresses: Vec<String>,
+    /// In a social network: what it calls itself.
+    #[serde(default)]
+    pub calls_itself: Option<String>,
     /// Subnets that are taken from it.
     pub routes: Vec<String>,
     /// Public key, base64.

@@ -1,9 +1,9 @@
-//! `ipop-fast status`, `peers`, `links` and `pins`: ask the running nodes and show what they say.
+//! `ipop-fast status`, `peers`, `links`, `pins` and `friends`: ask the running nodes and show what they say.
 
 use super::client::{ask, sockets};
-use super::{Request, Response, Status, render};
+use super::{FriendAction, Request, Response, Status, render};
 use crate::Error;
-use crate::cli::{NodeChoice, PinsArgs, PinsCommand, ViewArgs};
+use crate::cli::{FriendsArgs, FriendsCommand, NodeChoice, PinsArgs, PinsCommand, ViewArgs};
 use crate::config::SOCKET_DIR;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -82,6 +82,58 @@ fn order(choice: &NodeChoice, request: &Request) -> Result<ExitCode, Error> {
     if text.is_empty() { Err(Error::Client(refusals.join("\n"))) } else { Ok(ExitCode::SUCCESS) }
 }
 
+/// Shows friends, or does something about one.
+///
+/// # Errors
+/// If no node answers, or the node refuses.
+pub fn friends(args: &FriendsArgs) -> Result<ExitCode, Error> {
+    let (action, jid, choice) = match &args.command {
+        FriendsCommand::List { choice, json } => return list_friends(choice, *json),
+        FriendsCommand::Add { jid, choice } => (FriendAction::Add, jid, choice),
+        FriendsCommand::Accept { jid, choice } => (FriendAction::Accept, jid, choice),
+        FriendsCommand::Remove { jid, choice } => (FriendAction::Remove, jid, choice),
+    };
+    let nodes = chosen(choice, Path::new(SOCKET_DIR))?;
+    let [socket] = nodes.as_slice() else {
+        let names: Vec<String> = nodes.iter().map(|n| name_of(n)).collect();
+        let names = names.join(", ");
+        return Err(Error::Client(format!("several nodes run ({names}): say whose friend it is with --node NAME")));
+    };
+    match ask(socket, &Request::Befriend { action, jid: jid.clone() })? {
+        Response::Done { message } => print(format!("{}\n", render::text::plain(&message)).as_bytes()),
+        _ => Err(Error::Client(format!("{}: an answer to another question", name_of(socket)))),
+    }
+}
+
+fn list_friends(choice: &NodeChoice, json: bool) -> Result<ExitCode, Error> {
+    let nodes = chosen(choice, Path::new(SOCKET_DIR))?;
+    let (mut text, mut refusals) = (String::new(), Vec::new());
+    for socket in &nodes {
+        match ask(socket, &Request::Friends) {
+            Ok(Response::Friends { friends }) if json => {
+                for f in friends {
+                    let mut entry = serde_json::to_value(f).unwrap_or_default();
+                    if let Value::Object(map) = &mut entry {
+                        map.insert("node".to_owned(), json!(name_of(socket)));
+                    }
+                    text += &line(&entry);
+                }
+            }
+            Ok(Response::Friends { friends }) => {
+                if nodes.len() > 1 {
+                    text += &format!("{}:\n", name_of(socket));
+                }
+                text += &render::friends(&friends);
+            }
+            Ok(_) => refusals.push(format!("{}: an answer to another question", name_of(socket))),
+            Err(e) => refusals.push(format!("{}: {e}", name_of(socket))),
+        }
+    }
+    print(text.as_bytes())?;
+    // With several nodes, some may have groups only.
+    if refusals.len() == nodes.len() { Err(Error::Client(refusals.join("\n"))) } else { Ok(ExitCode::SUCCESS) }
+}
+
 /// Writes to standard output. A reader that has seen enough (`| head`) is no error.
 ///
 /// # Errors
@@ -95,7 +147,7 @@ pub fn print(bytes: &[u8]) -> Result<ExitCode, Error> {
 }
 
 /// The sockets of the nodes that are asked.
-fn chosen(choice: &NodeChoice, directory: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn chosen(choice: &NodeChoice, directory: &Path) -> Result<Vec<PathBuf>, Error> {
     match (&choice.node, &choice.socket) {
         (_, Some(socket)) => Ok(vec![socket.clone()]),
         (Some(node), None) => Ok(vec![directory.join(format!("{node}.sock"))]),
@@ -112,7 +164,7 @@ fn chosen(choice: &NodeChoice, directory: &Path) -> Result<Vec<PathBuf>, Error> 
     }
 }
 
-fn name_of(socket: &Path) -> String {
+pub(super) fn name_of(socket: &Path) -> String {
     render::text::plain(&socket.file_stem().unwrap_or_default().to_string_lossy())
 }
 
@@ -174,7 +226,7 @@ fn lines(view: View, status: &Status) -> String {
     text
 }
 
-fn line(value: &impl Serialize) -> String {
+pub(super) fn line(value: &impl Serialize) -> String {
     // Strings, numbers and maps with string keys only: nothing that JSON refuses.
     serde_json::to_string(value).unwrap_or_default() + "\n"
 }

@@ -58,6 +58,17 @@ pub struct ViewArgs {
     pub wide: bool,
 }
 
+/// Arguments of `names`.
+#[derive(Args, Clone, Debug)]
+pub struct NamesArgs {
+    /// Which node.
+    #[command(flatten)]
+    pub choice: NodeChoice,
+    /// Print JSON, one line a name
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `pins`.
 #[derive(Args, Clone, Debug)]
 pub struct PinsArgs {
@@ -98,6 +109,55 @@ pub enum PinsCommand {
     },
 }
 
+/// Arguments of `friends`.
+#[derive(Args, Clone, Debug)]
+pub struct FriendsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: FriendsCommand,
+}
+
+/// What to do about friends.
+#[derive(Clone, Debug, Subcommand)]
+pub enum FriendsCommand {
+    /// Show friends, who asks to be one, and who was asked
+    List {
+        /// Which node.
+        #[command(flatten)]
+        choice: NodeChoice,
+        /// Print JSON, one line for each
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask an account to be a friend, or accept its request
+    Add {
+        /// Bare JID
+        #[arg(value_parser = account)]
+        jid: String,
+        /// Which node.
+        #[command(flatten)]
+        choice: NodeChoice,
+    },
+    /// Accept the request of an account
+    Accept {
+        /// Bare JID
+        #[arg(value_parser = account)]
+        jid: String,
+        /// Which node.
+        #[command(flatten)]
+        choice: NodeChoice,
+    },
+    /// End a friendship, for all clients and at once, or decline a request
+    Remove {
+        /// Bare JID
+        #[arg(value_parser = account)]
+        jid: String,
+        /// Which node.
+        #[command(flatten)]
+        choice: NodeChoice,
+    },
+}
+
 /// Arguments of `import`.
 #[derive(Args, Clone, Debug)]
 pub struct ImportArgs {
@@ -127,6 +187,10 @@ pub struct ManArgs {
     /// Write the pages of the program and of all its commands into this directory
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     pub directory: Option<PathBuf>,
+}
+
+fn account(s: &str) -> Result<String, String> {
+    crate::config::values::bare_jid(s).map(|j| j.to_string())
 }
 
 fn jid(s: &str) -> Result<String, String> {

@@ -3,6 +3,7 @@
 use super::{NodeConfig, Problems, load};
 use crate::Error;
 use crate::cli::CheckArgs;
+use crate::host::Host;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -20,10 +21,32 @@ struct Answer<'a> {
 /// # Errors
 /// If the result cannot be written.
 pub fn main(args: &CheckArgs) -> Result<ExitCode, Error> {
-    let done = load(&args.config);
+    let mut done = load(&args.config);
+    if let Ok(config) = &mut done {
+        let overlaps = overlaps(config);
+        config.notes.extend(overlaps);
+    }
     let text = if args.json { json(args, &done) } else { people(args, &done) };
     crate::admin::view::print(text.as_bytes())?;
     Ok(if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Subnets of friends that overlap what this machine reaches now: `up` would refuse them.
+fn overlaps(config: &NodeConfig) -> Vec<String> {
+    let subnets = config.networks.iter().filter(|n| n.social().is_some()).filter_map(super::NetworkConfig::subnet);
+    let subnets: Vec<_> = subnets.collect();
+    if subnets.is_empty() {
+        return Vec::new();
+    }
+    let interfaces: Vec<String> = config.networks.iter().map(|n| n.interface.clone()).collect();
+    // Without netlink there is nothing to compare with, and the file is what it is.
+    let routes =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().ok().and_then(|runtime| {
+            runtime.block_on(async { Host::new().ok()?.routes_by_interface(&interfaces).await.ok() })
+        });
+    let routes = routes.unwrap_or_default();
+    let told = subnets.iter().filter_map(|s| crate::host::overlapping(s, &routes));
+    told.map(|o| format!("network.subnet: {o}: here, `up` refuses it")).collect()
 }
 
 fn json(args: &CheckArgs, done: &Result<NodeConfig, Problems>) -> String {
@@ -47,7 +70,7 @@ fn people(args: &CheckArgs, done: &Result<NodeConfig, Problems>) -> String {
             super::AddressChoice::Fixed(a, len) => format!("{a}/{len}"),
             super::AddressChoice::Within(p) => format!("an address in {p}"),
         };
-        let _ = write!(text, ", {} on {} with {address}", n.group.network(), n.interface);
+        let _ = write!(text, ", {} on {} with {address}", n.network(), n.interface);
     }
     text.push('\n');
     for note in &config.notes {

@@ -10,6 +10,7 @@ mod problem;
 mod secret;
 mod section;
 mod sections;
+mod social;
 #[cfg(test)]
 mod tests;
 pub mod values;
@@ -19,8 +20,9 @@ pub use secret::read_secret;
 pub use sections::{Surroundings, parse};
 
 use dataplane::table::Prefix;
+use std::collections::BTreeSet;
 use std::io::Read;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -33,6 +35,12 @@ pub const MAX_NETWORKS: usize = 16;
 pub const MAX_ROUTES: usize = 64;
 /// STUN servers, and TURN servers: each is asked for every network.
 pub const MAX_SERVERS: usize = 8;
+/// Entries of one `allow`: a person writes them.
+pub const MAX_ALLOW: usize = 1024;
+/// Fixed leases of one network: a person writes them.
+pub const MAX_FIXED_LEASES: usize = 1024;
+/// Name of a social network that is given none: friends with the default meet.
+pub const DEFAULT_SOCIAL: &str = "social";
 /// Default MTU of an interface. 1,500 of the usual underlay, less 40 of IPv6, 8 of UDP, 32 of WireGuard and 4 of
 /// ChannelData (RFC 8656, section 12.4): no path, relayed or not, has to fragment.
 pub const DEFAULT_MTU: u16 = 1500 - 40 - 8 - 32 - 4;
@@ -89,6 +97,8 @@ pub struct NodeConfig {
     pub networks: Vec<NetworkConfig>,
     /// Both lists empty: what the XMPP server offers by XEP-0215.
     pub ice: IceConfig,
+    /// Names of nodes.
+    pub names: NamesConfig,
     /// Where `status` and the like reach the node.
     pub control_socket: PathBuf,
     /// What is no error but worth telling once.
@@ -155,39 +165,171 @@ pub enum AddressChoice {
     Within(Prefix),
 }
 
-/// One `[[network]]` of kind `group`.
-#[derive(Clone)]
+/// One `[[network]]`.
+#[derive(Clone, Debug)]
 pub struct NetworkConfig {
-    /// Whose members.
-    pub group: GroupSource,
+    /// Who is in it.
+    pub kind: NetworkKind,
     /// TUN interface.
     pub interface: String,
     /// Own address.
     pub address: AddressChoice,
+    /// When links are made.
+    pub links: LinkPolicy,
+    /// An on-demand link that carries nothing for so long is closed.
+    pub idle_timeout: Duration,
+    /// UDP port; `None`: any.
+    pub listen_port: Option<u16>,
+    /// Of the interface.
+    pub mtu: u16,
+}
+
+impl NetworkConfig {
+    /// Its name in descriptors and in Jingle: `group:NAME`, `muc:ROOM` or `social:NAME`.
+    #[must_use]
+    pub fn network(&self) -> String {
+        match &self.kind {
+            NetworkKind::Group(g) => g.source.network(),
+            NetworkKind::Social(s) => s.network(),
+        }
+    }
+
+    /// The subnet that its own address is of.
+    #[must_use]
+    pub fn subnet(&self) -> Option<Prefix> {
+        match self.address {
+            AddressChoice::Fixed(a, len) => Prefix::new(a, len),
+            AddressChoice::Within(p) => Some(p),
+        }
+    }
+
+    /// What only a social network has.
+    #[must_use]
+    pub const fn social(&self) -> Option<&SocialConfig> {
+        match &self.kind {
+            NetworkKind::Social(s) => Some(s),
+            NetworkKind::Group(_) => None,
+        }
+    }
+
+    /// What only a group has.
+    #[must_use]
+    pub const fn group(&self) -> Option<&GroupConfig> {
+        match &self.kind {
+            NetworkKind::Group(g) => Some(g),
+            NetworkKind::Social(_) => None,
+        }
+    }
+}
+
+/// Whose nodes meet in a network, and what they share.
+#[derive(Clone, Debug)]
+pub enum NetworkKind {
+    /// The members of a group: one address space for all.
+    Group(GroupConfig),
+    /// The account's friends: each has an address space of its own.
+    Social(SocialConfig),
+}
+
+/// `kind = "group"`.
+#[derive(Clone)]
+pub struct GroupConfig {
+    /// Whose members.
+    pub source: GroupSource,
     /// Contents of `secret_file`: mixed into every handshake.
     pub secret: Option<Zeroizing<Vec<u8>>>,
     /// Subnets behind this node that are offered.
     pub routes: Vec<Prefix>,
     /// Take the others' offers.
     pub accept_routes: bool,
-    /// When links are made.
-    pub links: LinkPolicy,
-    /// An on-demand link that carries nothing for so long is closed.
-    pub idle_timeout: Duration,
-    /// UDP port; `None`: any, a new one at each start.
-    pub listen_port: Option<u16>,
-    /// Of the interface.
-    pub mtu: u16,
 }
 
-impl std::fmt::Debug for NetworkConfig {
+impl std::fmt::Debug for GroupConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NetworkConfig")
-            .field("group", &self.group)
-            .field("interface", &self.interface)
-            .field("address", &self.address)
+        f.debug_struct("GroupConfig")
+            .field("source", &self.source)
             .field("routes", &self.routes)
             .finish_non_exhaustive()
+    }
+}
+
+/// `kind = "social"`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocialConfig {
+    /// Friends meet in social networks of the same name.
+    pub name: String,
+    /// Which friends.
+    pub allow: Allow,
+    /// Multicast and broadcast reach every friend that is linked.
+    pub multicast: bool,
+    /// Addresses that friends' nodes have here, whatever else they would get.
+    pub leases: Vec<FixedLease>,
+}
+
+impl SocialConfig {
+    /// `social:NAME`.
+    #[must_use]
+    pub fn network(&self) -> String {
+        social_network(&self.name)
+    }
+}
+
+/// The name of a social network in descriptors and in Jingle.
+#[must_use]
+pub fn social_network(name: &str) -> String {
+    format!("social:{name}")
+}
+
+/// Which of an account's friends are let in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Allow {
+    /// Every one.
+    #[default]
+    Everybody,
+    /// Accounts and whole domains, in their normal form.
+    Only {
+        /// Bare JIDs.
+        accounts: BTreeSet<String>,
+        /// From `*@domain`.
+        domains: BTreeSet<String>,
+    },
+}
+
+impl Allow {
+    /// Whether an account (bare JID in its normal form) is let in.
+    #[must_use]
+    pub fn lets_in(&self, account: &str) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::Only { accounts, domains } => {
+                let domain = account.split_once('@').map_or(account, |(_, d)| d);
+                accounts.contains(account) || domains.contains(domain)
+            }
+        }
+    }
+}
+
+/// A line of `[network.leases]`: `"bob@example.org/laptop" = "172.31.0.7"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FixedLease {
+    /// Bare JID.
+    pub account: String,
+    /// The node's name, or its resource (`ipop-` and 16 digits); `None`: the account's node that was known first.
+    pub node: Option<String>,
+    /// The address.
+    pub address: Ipv4Addr,
+}
+
+/// Whether the node answers for the names of nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamesConfig {
+    /// There is a DNS server on the node's overlay addresses.
+    pub enabled: bool,
+}
+
+impl Default for NamesConfig {
+    fn default() -> Self {
+        Self { enabled: true }
     }
 }
 

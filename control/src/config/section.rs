@@ -178,6 +178,38 @@ impl<'a, 'i> Section<'a, 'i> {
         &found.value[..found.value.len().min(most)]
     }
 
+    /// A table below this one whose keys are for people to choose: each with where it stands and its string, at most
+    /// `most`.
+    pub(super) fn pairs(
+        &self,
+        report: &mut Report,
+        key: &str,
+        wanted: &str,
+        most: usize,
+    ) -> Vec<(Found<String>, Found<String>)> {
+        let Some(found) = self.get(report, key, wanted, |v| v.get_ref().as_table()) else { return Vec::new() };
+        if found.value.len() > most {
+            found.wrong(report, format!("has {} entries: at most {most} are taken", found.value.len()));
+        }
+        let mut all = Vec::new();
+        for (name, value) in found.value.iter().take(most) {
+            let path = format!("{}.\"{}\"", found.key, values::shown(name.get_ref()));
+            match value.get_ref().as_str() {
+                Some(s) => all.push((
+                    Found { value: name.get_ref().to_string(), span: name.span(), key: path.clone() },
+                    Found { value: s.to_owned(), span: value.span(), key: path },
+                )),
+                None => {
+                    let message = format!("has to be a string in quotes, and is {}", kind(value.get_ref()));
+                    report.at(&value.span(), path, message);
+                }
+            }
+        }
+        // In the order of the file: of two that clash the second is told.
+        all.sort_by_key(|(name, _)| name.span.start);
+        all
+    }
+
     /// A table below this one.
     pub(super) fn table(&self, report: &mut Report, key: &str) -> Option<(&'a DeTable<'i>, Range<usize>)> {
         let wanted = format!("a section [{key}]");

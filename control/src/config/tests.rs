@@ -82,11 +82,12 @@ fn a_whole_file_is_read() {
     assert_eq!(c.xmpp.ca_file, Some(dir.path().join("ca.pem")));
     assert_eq!(c.control_socket, Path::new("/run/ipop-fast/vm1.sock"));
     let n = &c.networks[0];
-    assert_eq!(n.group, GroupSource::Roster("my_pragma_group_1".to_owned()));
+    let g = n.group().expect("a group");
+    assert_eq!(g.source, GroupSource::Roster("my_pragma_group_1".to_owned()));
     assert_eq!(n.address, AddressChoice::Fixed("172.16.10.2".parse().expect("address"), 24));
-    assert_eq!(n.secret.as_ref().map(|s| s.as_slice()), Some(&b"0123456789abcdef"[..]));
+    assert_eq!(g.secret.as_ref().map(|s| s.as_slice()), Some(&b"0123456789abcdef"[..]));
     assert_eq!(
-        (n.routes[0].to_string().as_str(), n.accept_routes, n.links),
+        (g.routes[0].to_string().as_str(), g.accept_routes, n.links),
         ("10.1.0.0/16", true, LinkPolicy::Proactive)
     );
     assert_eq!(
@@ -113,8 +114,8 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((a.interface.as_str(), b.interface.as_str()), ("ipop0", "ipop1"));
     assert!(matches!(a.address, AddressChoice::Within(p) if p.to_string() == "172.16.10.0/24"));
     assert_eq!(b.address, AddressChoice::Fixed("10.9.0.7".parse().expect("address"), 16));
-    assert_eq!(b.group.network(), "muc:room@conference.b");
-    assert_eq!((a.mtu, a.listen_port, a.accept_routes), (1416, None, false));
+    assert_eq!(b.network(), "muc:room@conference.b");
+    assert_eq!((a.mtu, a.listen_port, a.group().map(|g| g.accept_routes)), (1416, None, Some(false)));
     assert_eq!((a.links, a.idle_timeout), (LinkPolicy::OnDemand, Duration::from_secs(600)));
 }
 
@@ -153,8 +154,12 @@ fn all_problems_are_told_with_their_places() {
 #[test]
 fn bad_values_in_a_network_are_told() {
     for (line, key, words) in [
-        ("kind = \"social\"", "kind", "not in this version yet"),
-        ("kind = \"mesh\"", "kind", "use \"group\""),
+        ("kind = \"social\"", "group", "choose among them with allow"),
+        ("kind = \"mesh\"", "kind", "use \"group\" or \"social\""),
+        ("kind = 7", "kind", "has to be a string"),
+        ("name = \"g\"", "name", "goes into group"),
+        ("allow = [\"a@b\"]", "allow", "kind = \"social\""),
+        ("multicast = true", "multicast", "kind = \"social\""),
         ("muc = \"m@c\"", "muc", "remove the other"),
         ("interface = \"sixteen-bytes-xx\"", "interface", "longer than 15 bytes"),
         ("interface = \"a/b\"", "interface", "slash"),
@@ -191,6 +196,88 @@ fn bad_values_in_a_network_are_told() {
     }
 }
 
+/// A network of friends.
+const FRIENDS: &str = "[xmpp]\njid = \"a@b\"\npassword_file = \"password\"\n[[network]]\nkind = \"social\"\n\
+                       subnet = \"172.31.0.0/16\"\naddress = \"172.31.0.100\"\n";
+
+#[test]
+fn a_network_of_friends_is_read() {
+    let dir = directory();
+    let text = format!(
+        "{FRIENDS}interface = \"social0\"\nname = \"work\"\nallow = [\"Bob@Example.org\", \"*@Uni.example.edu\"]\n\
+         multicast = true\nlinks = \"proactive\"\nlisten_port = 4242\nmtu = 1300\nidle_timeout = 30\n\
+         [network.leases]\n\"bob@example.org/laptop\" = \"172.31.0.7\"\n\"Carol@example.org\" = \"172.31.1.0\"\n\
+         [[network]]\ngroup = \"g\"\nsubnet = \"10.0.0.0/8\"\n"
+    );
+    let c = parse(Path::new("x"), &text, &around(dir.path())).expect("valid");
+    let n = &c.networks[0];
+    assert_eq!((n.network().as_str(), n.interface.as_str()), ("social:work", "social0"));
+    assert_eq!(n.address, AddressChoice::Fixed("172.31.0.100".parse().expect("address"), 16));
+    assert_eq!((n.links, n.listen_port, n.mtu), (LinkPolicy::Proactive, Some(4242), 1300));
+    let s = n.social().expect("social");
+    assert!(s.multicast && n.group().is_none());
+    for (account, allowed) in [
+        ("bob@example.org", true),
+        ("x@uni.example.edu", true),
+        ("x@example.org", false),
+        ("a@sub.uni.example.edu", false),
+    ] {
+        assert_eq!(s.allow.lets_in(account), allowed, "{account}");
+    }
+    let lease = |account: &str, node: Option<&str>, a: &str| FixedLease {
+        account: account.to_owned(),
+        node: node.map(str::to_owned),
+        address: a.parse().expect("address"),
+    };
+    assert_eq!(
+        s.leases,
+        [lease("bob@example.org", Some("laptop"), "172.31.0.7"), lease("carol@example.org", None, "172.31.1.0")]
+    );
+    assert_eq!(c.networks[1].network(), "group:g");
+    let c = parse(Path::new("x"), FRIENDS, &around(dir.path())).expect("valid");
+    let s = c.networks[0].social().expect("social");
+    assert_eq!(*s, SocialConfig { name: "social".to_owned(), ..SocialConfig::default() });
+    assert!(s.allow.lets_in("anybody@anywhere"));
+}
+
+#[test]
+fn bad_values_in_a_network_of_friends_are_told() {
+    let lease = |line: &str| format!("[network.leases]\n{line}");
+    for (line, key, words) in [
+        ("name = \"a b\"".to_owned(), "name", "no name for a social network"),
+        ("secret_file = \"group-secret\"".to_owned(), "secret_file", "friends share no secret"),
+        ("routes = [\"10.0.0.0/8\"]".to_owned(), "routes", "each address is that of a node"),
+        ("accept_routes = true".to_owned(), "accept_routes", "kind = \"group\""),
+        ("muc = \"m@c\"".to_owned(), "muc", "kind = \"group\""),
+        ("block = [\"e@x\"]".to_owned(), "block", "any XMPP client"),
+        ("allow = \"bob@x\"".to_owned(), "allow", "list of strings"),
+        ("allow = [\"bob\"]".to_owned(), "allow", "no name before an @"),
+        ("allow = [\"bob@x/phone\"]".to_owned(), "allow", "leave out the resource"),
+        ("allow = [\"*\"]".to_owned(), "allow", "leave allow out"),
+        ("allow = [\"*@\"]".to_owned(), "allow", "no domain"),
+        ("allow = [\"*@a@b\"]".to_owned(), "allow", "no domain"),
+        ("multicast = \"yes\"".to_owned(), "multicast", "true or false"),
+        ("leases = [\"a\"]".to_owned(), "leases", "[network.leases]"),
+        (lease("\"bob@x\" = 7"), "leases.\"bob@x\"", "has to be a string"),
+        (lease("\"bob@x\" = \"172.31.0\""), "leases.\"bob@x\"", "no IPv4 address"),
+        (lease("\"bob@x\" = \"172.30.0.1\""), "leases.\"bob@x\"", "not in the subnet 172.31.0.0/16"),
+        (lease("\"bob@x\" = \"172.31.255.255\""), "leases.\"bob@x\"", "broadcast"),
+        (lease("\"bob@x\" = \"172.31.0.100\""), "leases.\"bob@x\"", "own address"),
+        (lease("\"bob\" = \"172.31.0.7\""), "leases.\"bob\"", "no name before an @"),
+        (lease("\"bob@x/\" = \"172.31.0.7\""), "leases.\"bob@x/\"", "no name of a node"),
+        (lease("\"bob@x\" = \"172.31.0.7\"\n\"eve@x\" = \"172.31.0.7\""), "leases.\"eve@x\"", "of \"bob@x\""),
+        (lease("\"bob@x\" = \"172.31.0.7\"\n\"Bob@X\" = \"172.31.0.8\""), "leases.\"Bob@X\"", "another way"),
+    ] {
+        only(problems(&format!("{FRIENDS}{line}\n")), &format!("network.{key}"), words);
+    }
+    let six = FRIENDS.replace("172.31.0.0/16", "fd00:1::/64").replace("172.31.0.100", "fd00:1::2");
+    only(problems(&six), "network.subnet", "has to be IPv4");
+    let twice = format!("{FRIENDS}[[network]]\nkind = \"social\"\nsubnet = \"10.0.0.0/8\"\n");
+    only(problems(&twice), "network.name", "one is enough");
+    let many: String = (0..=MAX_ALLOW).map(|i| format!("\"a{i}@x\",")).collect();
+    only(problems(&format!("{FRIENDS}allow = [{many}]\n")), "network.allow", "at most 1024");
+}
+
 #[test]
 fn bad_values_elsewhere_are_told() {
     let replaced = |from: &str, to: &str| problems(&SHORT.replace(from, to));
@@ -221,6 +308,22 @@ fn bad_values_elsewhere_are_told() {
     let both = problems(&SHORT.replace("a@b\"", "a@b").replace("172.16.10.0/24", "172.16.10.1/24"));
     assert!(both.len() == 2 && both[0].line == 2 && both[0].key.is_empty(), "{both:?}");
     assert!(both[1].line == 6 && both[1].key == "network.subnet", "{both:?}");
+}
+
+#[test]
+fn names_are_answered_unless_it_says_otherwise() {
+    let dir = directory();
+    let enabled = |lines: &str| {
+        let text = format!("{SHORT}{lines}");
+        parse(Path::new("x"), &text, &around(dir.path())).unwrap_or_else(|e| panic!("{lines}: {e}")).names.enabled
+    };
+    assert!(enabled("") && enabled("[names]\n") && enabled("[names]\nenabled = true\n"));
+    assert!(!enabled("[names]\nenabled = false\n"));
+    let wrong = |line: &str| problems(&format!("{SHORT}[names]\n{line}\n"));
+    only(wrong("enabled = \"no\""), "names.enabled", "true or false");
+    only(wrong("enable = false"), "names.enable", "is called enabled");
+    only(wrong("domain = \"vpn\""), "names.domain", "end in .ipop");
+    only(problems(&format!("{SHORT}[name]\nenabled = false\n")), "name", "did you mean \"names\"");
 }
 
 #[test]
@@ -351,8 +454,9 @@ proptest! {
     }
 
     #[test]
-    fn values_of_any_kind_are_told_and_not_fatal(key in "[a-z_]{1,14}", value in "[-0-9a-z\".\\[\\]{}=, ]{0,20}") {
+    fn values_of_any_kind_are_told_and_not_fatal(key in "([a-z_]{1,14}|allow|leases|name|kind)", value in "[-0-9a-z\".\\[\\]{}=@*, ]{0,20}") {
         with_line(&format!("{key} = {value}"));
+        problems(&format!("{FRIENDS}{key} = {value}\n"));
         problems(&SHORT.replace("[xmpp]\n", &format!("[xmpp]\n{key} = {value}\n")));
     }
 }

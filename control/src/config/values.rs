@@ -246,6 +246,15 @@ pub fn node_name(s: &str) -> Result<String, String> {
     }
 }
 
+/// A social network's name: also a label of DNS names.
+///
+/// # Errors
+/// What would be right.
+pub fn social_name(s: &str) -> Result<String, String> {
+    node_name(s)
+        .map_err(|_| format!("\"{}\" is no name for a social network: letters, digits, - and _, at most 63", shown(s)))
+}
+
 /// A roster group's name.
 ///
 /// # Errors

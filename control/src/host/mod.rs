@@ -192,21 +192,51 @@ impl Host {
         Ok(unique.take(MAX_ADDRESSES).collect())
     }
 
+    /// All addresses of this machine, of whatever kind and interface.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the kernel does not tell.
+    pub async fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
+        Ok(dump::addresses(self).await?.into_iter().map(|a| a.address).collect())
+    }
+
     /// Prefixes that this machine reaches by itself, in the main table: without default routes, without those to
     /// interfaces in `exclude`. For overlap checks.
     ///
     /// # Errors
     /// [`Error::Io`]: the kernel does not tell.
     pub async fn local_routes(&self, exclude: &[String]) -> Result<Vec<Prefix>, Error> {
+        let mut prefixes: Vec<Prefix> = self.routes_by_interface(exclude).await?.into_iter().map(|r| r.0).collect();
+        prefixes.dedup();
+        Ok(prefixes)
+    }
+
+    /// [`Self::local_routes`], each with the interface that it leads to; `None`: it leads to none (or several).
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the kernel does not tell.
+    pub async fn routes_by_interface(&self, exclude: &[String]) -> Result<Vec<(Prefix, Option<String>)>, Error> {
         let links = outside(dump::links(self).await?, exclude);
-        let mut prefixes = BTreeSet::new();
+        let name = |index: u32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
+        let mut all = BTreeSet::new();
         for v4 in [true, false] {
             let routes = dump::routes(self, v4).await?.into_iter();
-            let local = routes.filter(|r| r.index.is_none_or(|i| links.iter().any(|l| l.index == i)));
-            prefixes.extend(local.map(|r| r.prefix).filter(|p| !p.is_empty() && !of_links(p)));
+            let routes = routes.filter(|r| !r.prefix.is_empty() && !of_links(&r.prefix));
+            all.extend(routes.filter_map(|r| match r.index {
+                None => Some((r.prefix, None)),
+                Some(index) => name(index).map(|n| (r.prefix, Some(n))),
+            }));
         }
-        Ok(prefixes.into_iter().collect())
+        Ok(all.into_iter().collect())
     }
+}
+
+/// The first of these routes that a subnet overlaps, for people.
+#[must_use]
+pub fn overlapping(subnet: &Prefix, routes: &[(Prefix, Option<String>)]) -> Option<String> {
+    let (route, interface) = routes.iter().find(|(r, _)| overlap(r, subnet))?;
+    let by = interface.as_ref().map_or_else(String::new, |i| format!(" by its interface {i}"));
+    Some(format!("{subnet} overlaps {route}, which this machine reaches{by}"))
 }
 
 /// `fe80::/64` is on every interface and says nothing.

@@ -27,6 +27,8 @@ pub struct NetworkDescriptor {
     pub addresses: Vec<Prefix>,
     /// Subnets behind it that it offers.
     pub routes: Vec<Prefix>,
+    /// In a social network with multicast: the subnet of its address there, whose broadcast address it means.
+    pub subnet: Option<Prefix>,
     /// When the address was taken, milliseconds since 1970: of two nodes with the same address the earlier keeps it.
     pub since: u64,
 }

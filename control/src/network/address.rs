@@ -93,12 +93,23 @@ fn number(bytes: &[u8; 32]) -> u128 {
 /// same one at every start and different for different nodes. `None`: the subnet is full.
 #[must_use]
 pub fn choose<S: BuildHasher>(subnet: &Prefix, key: &PublicKey, taken: &HashSet<IpAddr, S>) -> Option<IpAddr> {
-    let start = |n: u32| number(&hash(&[CANDIDATE, &key.0, &n.to_be_bytes()])) % count(subnet);
+    choose_for(subnet, &[CANDIDATE, &key.0], taken.len(), |a| taken.contains(a))
+}
+
+/// As [`choose`], for whatever `what` stands for, of `count_taken` addresses of which `taken` knows.
+pub(super) fn choose_for(
+    subnet: &Prefix,
+    what: &[&[u8]],
+    count_taken: usize,
+    taken: impl Fn(&IpAddr) -> bool,
+) -> Option<IpAddr> {
+    let start = |n: u32| number(&hash(&[what, &[&n.to_be_bytes()]].concat())) % count(subnet);
     let scattered = (0..SCATTERED).map(|n| nth(subnet, start(n)));
     // Of so many neighbours at least one is free, if there are so many.
-    let most = count(subnet).min(taken.len() as u128 + 1);
-    let neighbours = (0..most).map(|i| nth(subnet, start(0).wrapping_add(i) % count(subnet)));
-    scattered.chain(neighbours).find(|a| usable(subnet, *a) && !taken.contains(a))
+    let most = count(subnet).min(count_taken as u128 + 1);
+    let first = start(0);
+    let neighbours = (0..most).map(|i| nth(subnet, first.wrapping_add(i) % count(subnet)));
+    scattered.chain(neighbours).find(|a| usable(subnet, *a) && !taken(a))
 }
 
 /// What to do about our own address.

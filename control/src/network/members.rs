@@ -5,6 +5,7 @@ use super::pins::{PinVerdict, Pins};
 use super::routes::{self, Offer};
 use super::{Claim, psk};
 use crate::identity::{Descriptor, NetworkDescriptor};
+use dataplane::Translation;
 use dataplane::table::Prefix;
 use dataplane::tunnel::{PresharedKey, PublicKey};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -67,6 +68,28 @@ pub struct Inputs<'a> {
     pub pins: &'a Pins,
 }
 
+/// Who might be a peer, in a network of any kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Roll<'a> {
+    /// The network's name.
+    pub network: &'a str,
+    /// Our key.
+    pub public_key: PublicKey,
+    /// Bare JIDs of the members.
+    pub members: &'a HashSet<String>,
+    /// All nodes that published something.
+    pub nodes: &'a [Node<'a>],
+    /// Keys that were seen before.
+    pub pins: &'a Pins,
+}
+
+impl<'a> Inputs<'a> {
+    const fn roll(&self) -> Roll<'a> {
+        let Self { network, members, nodes, pins, .. } = *self;
+        Roll { network, public_key: self.own.public_key, members, nodes, pins }
+    }
+}
+
 /// One peer to configure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedPeer {
@@ -84,6 +107,8 @@ pub struct PlannedPeer {
     pub routes: Vec<Prefix>,
     /// Both, for the data plane.
     pub allowed_ips: Vec<Prefix>,
+    /// How its addresses are translated; in groups, not at all.
+    pub translation: Option<Translation>,
 }
 
 /// A node that is not configured.
@@ -117,10 +142,10 @@ pub fn split_jid(jid: &str) -> (&str, &str) {
 }
 
 /// A node that may become a peer.
-struct Candidate<'a> {
-    jid: &'a str,
-    name: &'a str,
-    said: &'a NetworkDescriptor,
+pub(super) struct Candidate<'a> {
+    pub(super) jid: &'a str,
+    pub(super) name: &'a str,
+    pub(super) said: &'a NetworkDescriptor,
     /// Pinned before, and when.
     pinned: Option<u64>,
 }
@@ -135,16 +160,7 @@ impl Candidate<'_> {
 #[must_use]
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let mut plan = Plan::default();
-    let mut candidates = candidates(inputs, &mut plan);
-    unique_keys(&mut candidates, &mut plan);
-    candidates.sort_by_key(|c| c.jid);
-    if candidates.len() > MAX_PEERS {
-        plan.warnings.push(format!("{} nodes are more than the {MAX_PEERS} that can be peers", candidates.len()));
-        // Those that were known before stay.
-        candidates.sort_by_key(|c| (c.pinned.unwrap_or(u64::MAX), c.jid));
-        candidates.truncate(MAX_PEERS);
-        candidates.sort_by_key(|c| c.jid);
-    }
+    let candidates = all_candidates(&inputs.roll(), &mut plan);
     let mut addresses = addresses(inputs, &candidates, &mut plan);
     let mut routes = routes(inputs, &candidates, &mut plan);
     for c in &candidates {
@@ -154,32 +170,53 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
         let allowed_ips = addresses.iter().chain(&routes).copied().collect();
         let psk = inputs.secret.map(|s| psk::psk(s, inputs.network, &inputs.own.public_key, &key));
         let (jid, name) = (c.jid.to_owned(), c.name.to_owned());
-        plan.peers.push(PlannedPeer { jid, name, public_key: key, psk, addresses, routes, allowed_ips });
+        let translation = None;
+        plan.peers.push(PlannedPeer { jid, name, public_key: key, psk, addresses, routes, allowed_ips, translation });
     }
-    plan.warnings.sort();
-    plan.warnings.dedup();
-    if plan.warnings.len() > MAX_WARNINGS {
-        let more = plan.warnings.len() - MAX_WARNINGS;
-        plan.warnings.truncate(MAX_WARNINGS);
-        plan.warnings.push(format!("and {more} more warnings"));
-    }
+    shorten(&mut plan.warnings);
     plan
 }
 
+/// Brings warnings into order, and at most [`MAX_WARNINGS`] of them.
+pub(super) fn shorten(warnings: &mut Vec<String>) {
+    warnings.sort();
+    warnings.dedup();
+    if warnings.len() > MAX_WARNINGS {
+        let more = warnings.len() - MAX_WARNINGS;
+        warnings.truncate(MAX_WARNINGS);
+        warnings.push(format!("and {more} more warnings"));
+    }
+}
+
+/// Those that become peers, in the order of their JIDs: at most [`MAX_PEERS`].
+pub(super) fn all_candidates<'a>(roll: &Roll<'a>, plan: &mut Plan) -> Vec<Candidate<'a>> {
+    let mut candidates = candidates(roll, plan);
+    unique_keys(&mut candidates, plan);
+    candidates.sort_by_key(|c| c.jid);
+    if candidates.len() > MAX_PEERS {
+        plan.warnings.push(format!("{} nodes are more than the {MAX_PEERS} that can be peers", candidates.len()));
+        // Those that were known before stay.
+        candidates.sort_by_key(|c| (c.pinned.unwrap_or(u64::MAX), c.jid));
+        candidates.truncate(MAX_PEERS);
+        candidates.sort_by_key(|c| c.jid);
+    }
+    candidates
+}
+
 /// Members of this network with a key that may be theirs.
-fn candidates<'a>(inputs: &Inputs<'a>, plan: &mut Plan) -> Vec<Candidate<'a>> {
+fn candidates<'a>(roll: &Roll<'a>, plan: &mut Plan) -> Vec<Candidate<'a>> {
     let mut candidates: BTreeMap<&str, Candidate<'_>> = BTreeMap::new();
-    for node in inputs.nodes {
+    for node in roll.nodes {
         let (account, device) = split_jid(node.jid);
         let networks = &node.descriptor.networks;
-        let said = networks.iter().find(|n| n.network == inputs.network);
-        let Some(said) = said.filter(|_| inputs.members.contains(account)) else { continue };
+        let said = networks.iter().find(|n| n.network == roll.network);
+        let Some(said) = said.filter(|_| roll.members.contains(account)) else { continue };
         let (jid, name, key) = (node.jid, node.descriptor.name.as_str(), said.public_key);
-        if key == inputs.own.public_key {
+        if key == roll.public_key {
             plan.warnings.push(format!("{jid} says that it has our own key: it is refused"));
             continue;
         }
-        let pinned = match inputs.pins.check(account, device, inputs.network, &key) {
+        let pinned = match roll.pins.check(account, device, roll.network, &key) {
             PinVerdict::First => None,
             PinVerdict::Full => {
                 let most = super::pins::MAX_OF_ACCOUNT;
@@ -312,7 +349,7 @@ fn routes(inputs: &Inputs<'_>, candidates: &[Candidate<'_>], plan: &mut Plan) ->
 #[must_use]
 pub fn claims(inputs: &Inputs<'_>) -> Vec<(PublicKey, u64, IpAddr)> {
     let mut ignored = Plan::default();
-    let mut candidates = candidates(inputs, &mut ignored);
+    let mut candidates = candidates(&inputs.roll(), &mut ignored);
     unique_keys(&mut candidates, &mut ignored);
     let present = present(inputs, &candidates);
     let hosts = candidates.iter().flat_map(|c| {

@@ -28,6 +28,7 @@ fn node(k: PublicKey, since: u64, addresses: &[&str], routes: &[&str]) -> Descri
         public_key: k,
         addresses: prefixes(addresses),
         routes: prefixes(routes),
+        subnet: None,
         since,
     };
     Descriptor { name: "n".to_owned(), version: String::new(), capabilities: Vec::new(), networks: vec![network] }

@@ -6,15 +6,17 @@ pub mod members;
 pub mod pins;
 pub mod psk;
 mod routes;
+pub mod social;
 pub mod store;
 
 #[cfg(test)]
 mod members_tests;
 
 pub use leases::{Lease, Leases};
-pub use members::{Inputs, Node, Own, Plan, PlannedPeer, Refused, plan};
+pub use members::{Inputs, Node, Own, Plan, PlannedPeer, Refused, Roll, plan};
 pub use pins::{PinVerdict, Pins};
 pub use psk::psk;
+pub use social::FriendLeases;
 pub use store::Store;
 
 use dataplane::table::Prefix;

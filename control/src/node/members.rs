@@ -1,9 +1,10 @@
 //! Who is a peer, and which address is ours: from members, descriptors and pins to plans.
 
+use super::friends;
 use super::network::{Around, Network};
 use super::run::{LEASES, Node, PINS};
 use crate::admin::Response;
-use crate::config::AddressChoice;
+use crate::config::{AddressChoice, NetworkKind};
 use crate::network::address::{OwnAddress, Settlement, choose, host_prefix, settle, usable};
 use crate::network::members::{claims, split_jid};
 use crate::network::{Inputs, Node as Member, Own, Refused, plan};
@@ -13,7 +14,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 /// Milliseconds since 1970.
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -22,25 +23,25 @@ impl Node {
     /// Makes the plan of every network again and carries it out.
     pub(super) async fn refresh(&mut self) {
         let interfaces: Vec<String> = self.config.networks.iter().map(|n| n.interface.clone()).collect();
-        match self.host.local_routes(&interfaces).await {
+        match self.host.routes_by_interface(&interfaces).await {
             Ok(routes) => self.underlay = Some(routes),
             Err(e) => tracing::warn!("{e}"),
         }
         for id in 0..self.networks.len() {
             self.readdress(id, false).await;
-            let plan = self.with_inputs(id, plan);
-            let n = &self.networks[id];
+            let members = self.members_of(id);
+            let plan = match self.networks[id].config.kind {
+                NetworkKind::Group(_) => self.with_inputs(id, plan),
+                NetworkKind::Social(_) => self.social_plan(id, &members),
+            };
             let mut pinned = false;
+            let n = &mut self.networks[id];
             let seen = plan.peers.iter().map(|p| (&p.jid, &p.public_key));
             let changed = plan.refused.iter().filter(|r| r.pinned.is_some()).map(|r| (&r.jid, &r.public_key));
             for (jid, key) in seen.chain(changed) {
                 let (account, device) = split_jid(jid);
                 pinned |= self.pins.note(account, device, &n.name, key);
             }
-            if pinned {
-                self.keep_pins();
-            }
-            let n = &mut self.networks[id];
             let new = |r: &&Refused| !n.refused.iter().any(|o| o.public_key == r.public_key && o.jid == r.jid);
             for r in plan.refused.iter().filter(|r| r.pinned.is_some()).filter(new) {
                 tracing::error!(
@@ -52,6 +53,8 @@ impl Node {
             }
             n.refused.clone_from(&plan.refused);
             let signaling = self.connection.online;
+            let social = n.config.social().is_some();
+            let friends = &self.friends;
             let around = Around {
                 online: &self.present,
                 our_jid: self.jid.as_deref(),
@@ -59,14 +62,37 @@ impl Node {
                 host: &self.host,
                 xmpp: &self.xmpp,
                 events: &self.events,
+                why_gone: &|jid| match split_jid(jid).0 {
+                    account if members.contains(account) => "is no node of this network any more",
+                    account if social => friends::why_out(friends, account),
+                    _ => "is no member any more",
+                },
             };
             n.apply(plan, &around).await;
+            if pinned {
+                self.keep_pins();
+            }
         }
         // A path to a peer must not lead through a tunnel of ours.
         let carried: Vec<Prefix> = self.networks.iter().flat_map(Network::carries).collect();
         for n in &self.networks {
             n.ice.set_overlay(carried.clone());
         }
+        self.rename();
+    }
+
+    /// Bare JIDs of all whose nodes may be peers in network `id`.
+    fn members_of(&self, id: usize) -> HashSet<String> {
+        let others = self.members.get(&self.networks[id].name).into_iter().flatten();
+        // Our other devices.
+        others.chain([&self.config.xmpp.jid]).cloned().collect()
+    }
+
+    /// All nodes that said something about themselves, but for this one.
+    pub(super) fn others(&self) -> Vec<Member<'_>> {
+        let own_jid = self.jid.as_deref();
+        let others = self.descriptors.iter().filter(|(jid, _)| Some(jid.as_str()) != own_jid);
+        others.map(|(jid, descriptor)| Member { jid, descriptor }).collect()
     }
 
     fn keep_pins(&self) {
@@ -75,7 +101,7 @@ impl Node {
         }
     }
 
-    fn keep_leases(&self) {
+    pub(super) fn keep_leases(&self) {
         if let Err(e) = self.store.write(LEASES, &self.leases) {
             tracing::error!("the own address is not kept: {e}");
         }
@@ -116,11 +142,8 @@ impl Node {
     /// All that the plan of network `id` depends on.
     fn with_inputs<T>(&self, id: usize, f: impl FnOnce(&Inputs<'_>) -> T) -> T {
         let n = &self.networks[id];
-        let mut members: HashSet<String> = self.members.get(&n.name).into_iter().flatten().cloned().collect();
-        // Our other devices.
-        members.insert(self.config.xmpp.jid.clone());
-        let others = self.descriptors.iter().filter(|(jid, _)| Some(jid.as_str()) != self.jid.as_deref());
-        let nodes: Vec<Member<'_>> = others.map(|(jid, descriptor)| Member { jid, descriptor }).collect();
+        let group = n.config.group();
+        let members = self.members_of(id);
         let subnets = n.subnets();
         // Of the network's own addresses: `claims` are about the others.
         let own = n.addresses();
@@ -131,15 +154,15 @@ impl Node {
                 public_key: n.public_key,
                 addresses: &own,
                 since: n.address.map_or(u64::MAX, |(_, since)| since),
-                routes: &n.config.routes,
+                routes: n.routes(),
             },
             subnets: &subnets,
-            secret: n.config.secret.as_ref().map(|s| s.as_slice()),
+            secret: group.and_then(|g| g.secret.as_ref()).map(|s| s.as_slice()),
             // Without knowing what this machine reaches by itself, nobody's routes are taken.
-            accept_routes: n.config.accept_routes && self.underlay.is_some(),
+            accept_routes: group.is_some_and(|g| g.accept_routes) && self.underlay.is_some(),
             underlay: &self.guarded(id),
             members: &members,
-            nodes: &nodes,
+            nodes: &self.others(),
             online: &self.present,
             pins: &self.pins,
         })
@@ -147,7 +170,7 @@ impl Node {
 
     /// What no member of network `id` may take over by offering a route.
     fn guarded(&self, id: usize) -> Vec<Prefix> {
-        let local = self.underlay.iter().flatten().copied();
+        let local = self.underlay.iter().flatten().map(|r| r.0);
         let others = self.networks.iter().enumerate().filter(|(i, _)| *i != id).flat_map(|(_, n)| n.reaches());
         let endpoints = self.networks.iter().flat_map(Network::endpoints);
         let hosts = self.servers.addresses().chain(endpoints).map(host_prefix);
@@ -157,6 +180,9 @@ impl Node {
     /// Finds our address in network `id`: the configured one, the one of the last time, or, if the others' are `known`,
     /// one that nobody has. True if it is another one than before.
     pub(super) fn choose_address(&mut self, id: usize, known: bool) -> bool {
+        if self.networks[id].config.social().is_some() {
+            return self.choose_social_address(id);
+        }
         let others = self.with_inputs(id, claims);
         let n = &mut self.networks[id];
         let (fixed, subnet) = (matches!(n.config.address, AddressChoice::Fixed(..)), n.subnet());

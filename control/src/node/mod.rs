@@ -4,7 +4,9 @@
 //! the links. Packets are not its business: they go on when it waits, and when XMPP is down.
 
 mod event;
+mod friends;
 mod members;
+mod names;
 mod negotiation;
 mod network;
 mod peer;

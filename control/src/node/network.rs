@@ -5,12 +5,13 @@ use super::peer::{Hands, Peer};
 use super::port::{EnginePort, Ferry};
 use crate::Error;
 use crate::cli::UpArgs;
-use crate::config::{AddressChoice, LinkPolicy, NetworkConfig};
+use crate::config::{GroupConfig, LinkPolicy, NetworkConfig};
 use crate::host::Host;
 use crate::ice::{self, IceNode, IceOptions};
 use crate::identity::{Keys, NetworkDescriptor};
 use crate::link::{Input, Link, LinkConfig};
 use crate::network::address::{host_prefix, ula, ula_prefix};
+use crate::network::social::broadcast;
 use crate::network::{Plan, PlannedPeer};
 use crate::xmpp::{Reason, Xmpp};
 use dataplane::table::Prefix;
@@ -47,6 +48,8 @@ pub(super) struct Around<'a> {
     pub(super) host: &'a Host,
     pub(super) xmpp: &'a Xmpp,
     pub(super) events: &'a mpsc::Sender<Event>,
+    /// Why a node (full JID) is no peer any more.
+    pub(super) why_gone: &'a dyn Fn(&str) -> &'static str,
 }
 
 /// Of one link; must differ from all others'.
@@ -101,7 +104,7 @@ impl Network {
         relay_private: bool,
         events: &mpsc::Sender<Event>,
     ) -> Result<Self, Error> {
-        let name = config.group.network();
+        let name = config.network();
         let interface = config.interface.clone();
         let tun = Tun::create(&interface, args.engine.queues(), !args.engine.no_tun_offload)
             .map_err(|e| crate::daemon::tun_error(&interface, e))?;
@@ -149,10 +152,17 @@ impl Network {
 
     /// The subnet of which our own address is.
     pub(super) fn subnet(&self) -> Option<Prefix> {
-        match self.config.address {
-            AddressChoice::Fixed(a, len) => Prefix::new(a, len),
-            AddressChoice::Within(p) => Some(p),
-        }
+        self.config.subnet()
+    }
+
+    /// Subnets behind this node that are offered.
+    pub(super) fn routes(&self) -> &[Prefix] {
+        self.config.group().map_or(&[], |g: &GroupConfig| &g.routes)
+    }
+
+    /// Whether multicast and broadcast reach every friend that is linked.
+    pub(super) fn is_multicast(&self) -> bool {
+        self.config.social().is_some_and(|s| s.multicast)
     }
 
     /// What the interface has: own address and the stable IPv6 one.
@@ -169,7 +179,20 @@ impl Network {
     pub(super) async fn set_up(&self, host: &Host) -> Result<(), Error> {
         host.setup_interface(&self.config.interface, &self.interface_addresses(), self.config.mtu).await?;
         self.engine.set_link_up(true);
+        self.set_multicast();
         Ok(())
+    }
+
+    /// Tells the data plane whether multicast is carried, and which address is our subnet's broadcast address.
+    pub(super) fn set_multicast(&self) {
+        let own = match self.address {
+            Some((IpAddr::V4(a), _)) if self.is_multicast() => Some(a),
+            _ => None,
+        };
+        let broadcast = own.zip(self.subnet()).and_then(|(own, subnet)| broadcast(&subnet, own));
+        if let Err(e) = self.engine.configure(Update { multicast: Some(broadcast), ..Update::default() }) {
+            tracing::error!("{}: {e}", self.name);
+        }
     }
 
     /// What others are told of us.
@@ -179,7 +202,8 @@ impl Network {
             network: self.name.clone(),
             public_key: self.public_key,
             addresses: own.into_iter().chain([IpAddr::V6(self.ula)]).map(host_prefix).collect(),
-            routes: self.config.routes.clone(),
+            routes: self.routes().to_vec(),
+            subnet: self.subnet().filter(|_| self.is_multicast()),
             since: self.address.map_or(0, |(_, since)| since),
         }
     }
@@ -191,7 +215,7 @@ impl Network {
 
     /// Makes peers, the data plane and the host's routes what `plan` says.
     pub(super) async fn apply(&mut self, plan: Plan, around: &Around<'_>) {
-        let Around { online, our_jid, signaling, host, xmpp, events } = *around;
+        let Around { online, our_jid, signaling, host, xmpp, events, why_gone } = *around;
         let Plan { peers: planned, warnings, .. } = plan;
         let keep: HashMap<&str, &PlannedPeer> = planned.iter().map(|p| (p.jid.as_str(), p)).collect();
         let gone: Vec<String> = self
@@ -203,7 +227,8 @@ impl Network {
         let mut update = Update::default();
         for jid in gone {
             let Some(mut peer) = self.peers.remove(&jid) else { continue };
-            tracing::info!("{}: {jid} is no member any more or has another key: its link is closed", self.name);
+            let why = if keep.contains_key(jid.as_str()) { "has another key" } else { why_gone(&jid) };
+            tracing::info!("{}: {jid} ({}) {why}: its link is closed", self.name, peer.planned.name);
             peer.close(Reason::Gone, &hands!(self, xmpp, events));
             self.by_key.remove(&peer.planned.public_key);
             update.peers.push(PeerUpdate { remove: true, ..PeerUpdate::new(peer.planned.public_key) });
@@ -212,6 +237,10 @@ impl Network {
         for p in planned {
             if let Some(known) = self.peers.get_mut(&p.jid) {
                 if known.planned != p {
+                    if known.planned.name != p.name {
+                        let (jid, before) = (&p.jid, &known.planned.name);
+                        tracing::info!("{}: {jid} is called {} now and was {before}", self.name, p.name);
+                    }
                     known.planned = p;
                     update.peers.push(known.entry());
                 }
@@ -224,7 +253,8 @@ impl Network {
                 peer_jid: p.jid.clone(),
             };
             let id = LinkId { network: self.id, jid: p.jid.clone() };
-            tracing::info!("{}: {} ({}) is a member, key {}", self.name, p.jid, p.name, p.public_key);
+            let what = if self.config.social().is_some() { "a friend's node" } else { "a member" };
+            tracing::info!("{}: {} ({}) is {what}, key {}", self.name, p.jid, p.name, p.public_key);
             self.by_key.insert(p.public_key, p.jid.clone());
             fresh.push(p.jid.clone());
             let peer = Peer::new(id, p, Link::new(config, seed()));
@@ -286,7 +316,7 @@ impl Network {
 
     /// What it carries and what lies behind us: nothing of it may be routed into another network.
     pub(super) fn reaches(&self) -> impl Iterator<Item = Prefix> {
-        self.carries().chain(self.config.routes.iter().copied())
+        self.carries().chain(self.routes().iter().copied())
     }
 
     /// Where datagrams for members go: a route that covers such an address would send them into the tunnel that they

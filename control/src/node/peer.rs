@@ -68,6 +68,7 @@ impl Peer {
             replace_allowed_ips: true,
             allowed_ips: self.planned.allowed_ips.iter().map(|p| (*p, true)).collect(),
             on_demand: Some(self.online),
+            translation: Some(self.planned.translation),
             ..PeerUpdate::new(self.planned.public_key)
         }
     }
@@ -87,6 +88,8 @@ impl Peer {
     pub(super) fn set_online(&mut self, online: bool, hands: &Hands<'_>) {
         if self.online != online {
             self.online = online;
+            let word = if online { "online" } else { "offline" };
+            tracing::info!("{}: {} ({}) is {word}", hands.network, self.id.jid, self.planned.name);
             self.demand(hands);
         }
         self.handle(if online { Input::PeerOnline } else { Input::PeerOffline }, hands);

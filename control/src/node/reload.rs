@@ -21,13 +21,14 @@ impl Node {
         }
         for (n, config) in self.networks.iter_mut().zip(&new.networks) {
             n.config = config.clone();
+            n.set_multicast();
         }
         self.config = new;
         self.new_servers();
         self.publish();
         self.stir();
-        "the configuration was read again: routes, group secret, STUN and TURN servers are in force; links and \
-         idle_timeout for links made from now on"
+        "the configuration was read again: routes, group secret, leases, multicast, STUN and TURN servers are in force; \
+         links and idle_timeout for links made from now on"
             .to_owned()
     }
 }
@@ -46,12 +47,15 @@ fn needs_restart(old: &NodeConfig, new: &NodeConfig) -> Vec<String> {
     note(old.control_socket != new.control_socket, "[node] control_socket");
     note((&a.jid, &a.server, a.direct_tls, &a.ca_file) != (&b.jid, &b.server, b.direct_tls, &b.ca_file), "[xmpp]");
     note(a.password != b.password, "the password");
+    note(old.names != new.names, "[names] enabled");
     note(old.ice.relay_private != new.ice.relay_private, "[ice] relay_private");
     note(old.networks.len() != new.networks.len(), "the number of networks");
-    let fixed = |n: &NetworkConfig| (n.group.clone(), n.interface.clone(), n.address, n.listen_port, n.mtu);
+    let allow = |n: &NetworkConfig| n.social().map(|s| s.allow.clone());
+    note(old.networks.iter().zip(&new.networks).any(|(a, b)| allow(a) != allow(b)), "allow of a network");
+    let fixed = |n: &NetworkConfig| (n.network(), n.interface.clone(), n.address, n.listen_port, n.mtu);
     note(
         old.networks.iter().zip(&new.networks).any(|(a, b)| fixed(a) != fixed(b)),
-        "group, interface, address, listen_port and mtu of a network",
+        "kind, group, name, interface, address, listen_port and mtu of a network",
     );
     keys
 }

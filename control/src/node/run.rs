@@ -1,9 +1,10 @@
 //! The node's loop.
 
 use super::event::{Event, LinkId, Progress, Servers};
+use super::names::Names;
 use super::network::{Network, hands};
 use super::peer::Hands;
-use super::{servers, view};
+use super::{friends, servers, view};
 use crate::Error;
 use crate::admin::{self, Request, Response};
 use crate::cli::UpArgs;
@@ -13,8 +14,8 @@ use crate::ice::IceEvent;
 use crate::identity::{Descriptor, Keys, StateLock};
 use crate::link::{Input, Link, State};
 use crate::link_watch::LinkWatch;
-use crate::network::{Leases, Pins, Store};
-use crate::xmpp::{self, Signal, SignalRequest, Verdict, Xmpp};
+use crate::network::{FriendLeases, Leases, Pins, Store};
+use crate::xmpp::{self, FriendSource, Friends, Signal, SignalRequest, Verdict, Xmpp};
 use dataplane::table::Prefix;
 use dataplane::{Closed, Engine, Path};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -40,6 +41,10 @@ const LAST_WORDS: Duration = Duration::from_millis(50);
 
 pub(super) const PINS: &str = "pins.json";
 pub(super) const LEASES: &str = "leases.json";
+/// Leases of friends' nodes.
+pub(super) const FRIENDS: &str = "friends.json";
+/// Leases end with time alone: looked at so often.
+const TEND: Duration = Duration::from_secs(3600);
 
 /// How the XMPP connection is.
 #[derive(Clone, Debug)]
@@ -58,7 +63,11 @@ pub(super) struct Node {
     pub(super) store: Store,
     pub(super) pins: Pins,
     pub(super) leases: Leases,
+    pub(super) friend_leases: FriendLeases,
+    /// What XMPP knows of friends.
+    pub(super) friends: Friends,
     pub(super) networks: Vec<Network>,
+    pub(super) names: Names,
     pub(super) started: Instant,
     /// Our full JID, as the server knows it.
     pub(super) jid: Option<String>,
@@ -71,8 +80,8 @@ pub(super) struct Node {
     pub(super) present: HashSet<String>,
     pub(super) servers: Servers,
     pub(super) servers_problem: Option<String>,
-    /// What this machine reaches by itself, as it was last seen; `None`: not known.
-    pub(super) underlay: Option<Vec<Prefix>>,
+    /// What this machine reaches by itself, and over which interface, as it was last seen; `None`: not known.
+    pub(super) underlay: Option<Vec<(Prefix, Option<String>)>>,
     pub(super) events: mpsc::Sender<Event>,
     finding_servers: Option<AbortHandle>,
     /// Something changed that the plan depends on.
@@ -80,6 +89,7 @@ pub(super) struct Node {
     sweep_at: Option<Instant>,
     pub(super) choose_at: Option<Instant>,
     look_at: Instant,
+    tend_at: Instant,
 }
 
 /// Runs a node until it is told to end.
@@ -155,17 +165,21 @@ impl Node {
         let store = Store::open(&config.state_dir)?;
         let pins = store.read::<Pins>(PINS)?.unwrap_or_default().sorted();
         let leases = store.read::<Leases>(LEASES)?.unwrap_or_default();
+        let friend_leases = store.read::<FriendLeases>(FRIENDS)?.unwrap_or_default();
         let host = Host::new()?;
+        friends::refuse_overlaps(&config, &host).await?;
         let mut networks = Vec::new();
         for (id, network) in config.networks.iter().enumerate() {
             let relay_private = config.ice.relay_private;
             let network = Network::open(id, network.clone(), keys, args, relay_private, events)?;
             networks.push(network);
         }
+        let social = config.networks.iter().filter_map(crate::config::NetworkConfig::social);
         let settings = xmpp::Settings {
             account: config.xmpp.clone(),
             resource: keys.node_resource(),
-            groups: config.networks.iter().map(|n| n.group.clone()).collect(),
+            groups: config.networks.iter().filter_map(|n| n.group().map(|g| g.source.clone())).collect(),
+            friends: social.map(|s| FriendSource { network: s.network(), allow: s.allow.clone() }).collect(),
         };
         let (xmpp, mut from_xmpp) = xmpp::start(settings).map_err(|e| Error::State(e.to_string()))?;
         let forward = events.clone();
@@ -186,6 +200,7 @@ impl Node {
                 }
             }
         });
+        let names = Names::new(config.names.enabled);
         let mut node = Self {
             args: args.clone(),
             config,
@@ -194,7 +209,10 @@ impl Node {
             store,
             pins,
             leases,
+            friend_leases,
+            friends: Friends::default(),
             networks,
+            names,
             started: Instant::now(),
             jid: None,
             connection: Connection { online: false, detail: "connecting".into(), since: Instant::now() },
@@ -210,6 +228,7 @@ impl Node {
             sweep_at: None,
             choose_at: None,
             look_at: Instant::now(),
+            tend_at: Instant::now() + TEND,
         };
         for id in 0..node.networks.len() {
             node.choose_address(id, false);
@@ -285,6 +304,10 @@ impl Node {
                 self.readdress(id, true).await;
             }
         }
+        if self.tend_at <= now {
+            self.tend_at = now + TEND;
+            self.stir();
+        }
         if due(&mut self.dirty) {
             self.refresh().await;
         }
@@ -346,8 +369,14 @@ impl Node {
                         }
                         Response::Status(Box::new(view::status(self)))
                     }
+                    Request::Names => Response::Names(Box::new(self.names_shown())),
                     Request::AcceptPin { jid } => self.accept_pin(&jid),
                     Request::ForgetPins { jid } => self.forget_pins(&jid),
+                    Request::Friends => self.friend_list(),
+                    Request::Befriend { action, jid } => {
+                        self.befriend(action, jid, reply);
+                        return Ok(());
+                    }
                     Request::Reload => Response::Done { message: self.reload().await },
                 };
                 // Whoever asked may have gone.
@@ -411,6 +440,13 @@ impl Node {
             xmpp::Event::DescriptorGone { account, device } => {
                 self.descriptors.remove(&format!("{account}/{device}"));
                 self.stir();
+            }
+            xmpp::Event::Friends(friends) => {
+                // Who asks to be a friend is nothing that peers depend on.
+                if friends.contacts != self.friends.contacts {
+                    self.stir();
+                }
+                self.friends = friends;
             }
             xmpp::Event::Signal(request) => self.take_signal(request),
         }
@@ -530,6 +566,10 @@ impl Node {
         }
         for n in &mut self.networks {
             n.refused_routes.clear();
+        }
+        match self.host.addresses().await {
+            Ok(all) => self.names.set_host(all),
+            Err(e) => tracing::warn!("{e}"),
         }
         self.stir();
     }

@@ -1,5 +1,6 @@
 //! The node as people see it.
 
+use super::friends::own_name;
 use super::network::Network;
 use super::peer::Peer;
 use super::run::Node;
@@ -35,6 +36,7 @@ pub(super) fn status(node: &Node) -> Status {
             dropped_malformed: node.xmpp.counters().malformed(),
         },
         servers,
+        requests: node.friends.requests.clone(),
         networks,
     }
 }
@@ -77,15 +79,17 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
     peers.sort_by(|a, b| (&a.name, &a.jid).cmp(&(&b.name, &b.jid)));
     NetworkStatus {
         network: n.name.clone(),
+        kind: if n.config.social().is_some() { "social" } else { "group" }.to_owned(),
+        subnet: n.subnet().map(|p| p.to_string()),
         interface: n.config.interface.clone(),
         addresses: n.interface_addresses().iter().map(|(a, len)| format!("{a}/{len}")).collect(),
         public_key: n.public_key.to_string(),
         listen_port: n.port,
         host_addresses: n.host_addresses.iter().flatten().map(ToString::to_string).collect(),
-        routes: n.config.routes.iter().map(ToString::to_string).collect(),
+        routes: n.routes().iter().map(ToString::to_string).collect(),
         traffic: counted(&stats.traffic),
         drops: drops(n, &stats.drops),
-        warnings: n.conflict.iter().chain(&n.warnings).cloned().collect(),
+        warnings: n.conflict.iter().chain(&n.warnings).cloned().chain(node.names.problems(&n.addresses())).collect(),
         peers,
     }
 }
@@ -109,6 +113,7 @@ fn peer(p: &Peer) -> PeerStatus {
         jid: p.planned.jid.clone(),
         online: p.online,
         addresses: p.planned.addresses.iter().map(|a| a.address().to_string()).collect(),
+        calls_itself: own_name(&p.planned),
         routes: p.planned.routes.iter().map(ToString::to_string).collect(),
         public_key: p.planned.public_key.to_string(),
         pin: "pinned".to_owned(),

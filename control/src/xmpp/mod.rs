@@ -2,9 +2,10 @@
 //!
 //! [`start`] keeps one connection up for ever ([`supervisor`], [`wire`]); what is said over it is a state machine without
 //! I/O ([`session`]). This is also the border of trust: what a stranger sends ends here, unanswered. Everything in an
-//! [`Event`] comes from a member of one of our groups or from our own account, as the server vouches for it.
+//! [`Event`] comes from a member of one of our groups, from a friend or from our own account, as the server vouches for
+//! it; but that a stranger asks to be a friend is told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,15 +14,17 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_xmpp::jid::{BareJid, FullJid};
 
-use crate::config::{GroupSource, XmppConfig};
+use crate::config::{Allow, GroupSource, XmppConfig};
 use crate::identity::Descriptor;
 
+mod friends;
 mod session;
 pub mod signal;
 mod supervisor;
 mod wire;
 mod xml;
 
+pub use friends::{Befriend, FriendContact, FriendError, FriendSource, Friends, Subscription};
 pub use signal::{Negotiation, Reason, Signal};
 pub use xml::services::{ExternalService, ServiceKind};
 
@@ -46,6 +49,8 @@ pub struct Settings {
     pub resource: String,
     /// Whose members are let in.
     pub groups: Vec<GroupSource>,
+    /// Networks of friends, and which of them are let in.
+    pub friends: Vec<FriendSource>,
 }
 
 /// Why there is nothing to start.
@@ -100,6 +105,30 @@ pub enum SignalError {
     /// We could not send it.
     #[error("cannot send it: {0}")]
     Invalid(String),
+}
+
+/// Why a question to the connection has no answer.
+enum Lost {
+    Offline,
+    Timeout,
+}
+
+impl From<Lost> for SignalError {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Offline => Self::Offline,
+            Lost::Timeout => Self::Timeout,
+        }
+    }
+}
+
+impl From<Lost> for FriendError {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Offline => Self::Offline,
+            Lost::Timeout => Self::Timeout,
+        }
+    }
 }
 
 /// How an incoming signal is answered.
@@ -176,6 +205,8 @@ pub enum Event {
         /// Resource.
         device: String,
     },
+    /// What is known of friends, whenever that changes and after each [`Self::Online`]. Only with [`Settings::friends`].
+    Friends(Friends),
     /// A signal, to be answered.
     Signal(SignalRequest),
 }
@@ -211,6 +242,11 @@ enum Command {
     Services {
         reply: oneshot::Sender<Result<Vec<ExternalService>, SignalError>>,
     },
+    Befriend {
+        what: Befriend,
+        jid: String,
+        reply: oneshot::Sender<Result<String, FriendError>>,
+    },
     Answer {
         request: SignalRequest,
         verdict: Verdict,
@@ -235,6 +271,15 @@ pub struct Xmpp {
 struct Groups {
     roster: BTreeSet<String>,
     rooms: BTreeSet<BareJid>,
+    /// By the network's name.
+    social: BTreeMap<String, Allow>,
+}
+
+impl Groups {
+    /// Whether any of it hangs on the account's roster.
+    fn use_roster(&self) -> bool {
+        !self.roster.is_empty() || !self.social.is_empty()
+    }
 }
 
 /// Starts the connection in tasks of the current runtime.
@@ -242,14 +287,15 @@ struct Groups {
 /// # Errors
 /// When the settings cannot be used.
 pub fn start(settings: Settings) -> Result<(Xmpp, mpsc::Receiver<Event>), Error> {
-    let Settings { account, resource, groups } = settings;
+    let Settings { account, resource, groups, friends } = settings;
     let jid = BareJid::new(&account.jid).ok().filter(|j| j.node().is_some());
     let jid = jid.ok_or_else(|| Error::Jid(account.jid.clone(), "account: write it as user@example.org"))?;
     let full = FullJid::new(&format!("{jid}/{resource}")).ok();
     if !resource.starts_with(RESOURCE_PREFIX) || full.is_none_or(|f| f.resource().as_str() != resource) {
         return Err(Error::Resource(resource));
     }
-    let mut checked = Groups { roster: BTreeSet::new(), rooms: BTreeSet::new() };
+    let social = friends.into_iter().map(|f| (f.network, f.allow)).collect();
+    let mut checked = Groups { roster: BTreeSet::new(), rooms: BTreeSet::new(), social };
     for g in groups {
         match g {
             GroupSource::Roster(name) => checked.roster.insert(name),
@@ -305,21 +351,26 @@ impl Xmpp {
         self.ask(Command::Services { reply }, answer).await
     }
 
-    async fn ask<T>(
-        &self,
-        command: Command,
-        answer: oneshot::Receiver<Result<T, SignalError>>,
-    ) -> Result<T, SignalError> {
+    /// Does what a person wants to be done about a friend (bare JID), and says what that was.
+    ///
+    /// # Errors
+    /// When there is no connection, or it cannot be done; see [`FriendError`].
+    pub async fn befriend(&self, what: Befriend, jid: &str) -> Result<String, FriendError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Befriend { what, jid: jid.to_owned(), reply }, answer).await
+    }
+
+    async fn ask<T, E: From<Lost>>(&self, command: Command, answer: oneshot::Receiver<Result<T, E>>) -> Result<T, E> {
         // Full for so long: the connection is stuck.
         let sent = tokio::time::timeout(ANSWER_LIMIT, self.commands.send(command)).await;
         if !matches!(sent, Ok(Ok(()))) {
-            return Err(SignalError::Offline);
+            return Err(Lost::Offline.into());
         }
         // The session has its own limit; this one is for a session that was lost with the question in it.
         match tokio::time::timeout(2 * ANSWER_LIMIT, answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(SignalError::Offline),
-            Err(_) => Err(SignalError::Timeout),
+            Ok(Err(_)) => Err(Lost::Offline.into()),
+            Err(_) => Err(Lost::Timeout.into()),
         }
     }
 

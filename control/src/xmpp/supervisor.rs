@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::session::{Known, Session};
 use super::wire::{ConnectError, Heard, Incoming, Target, Wire, connect};
-use super::{Command, Counters, Event, Groups, SignalError};
+use super::{Command, Counters, Event, FriendError, Groups, SignalError};
 use crate::identity::Descriptor;
 
 /// Before the first try again, and while the server is just not there: it may be back any moment.
@@ -144,6 +144,7 @@ async fn offline(commands: &mut mpsc::Receiver<Command>, hurry: bool) -> Interru
         match commands.recv().await {
             Some(Command::Signal { reply, .. }) => drop(reply.send(Err(SignalError::Offline))),
             Some(Command::Services { reply }) => drop(reply.send(Err(SignalError::Offline))),
+            Some(Command::Befriend { reply, .. }) => drop(reply.send(Err(FriendError::Offline))),
             Some(Command::Answer { .. }) => {}
             Some(Command::Check) if hurry => return Interrupted::Hurry,
             Some(Command::Check) => {}
@@ -200,6 +201,7 @@ async fn converse(s: &mut Supervisor, mut wire: Wire, mut session: Session) -> (
             command = s.commands.recv() => match command {
                 Some(Command::Signal { to, signal, reply }) => session.signal(&to, &signal, reply, Instant::now()),
                 Some(Command::Services { reply }) => session.services(reply, Instant::now()),
+                Some(Command::Befriend { what, jid, reply }) => session.befriend(what, &jid, reply, Instant::now()),
                 Some(Command::Answer { request, verdict }) => session.answer(&request, verdict),
                 Some(Command::Check) => {
                     session.ping(Instant::now());

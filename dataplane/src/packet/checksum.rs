@@ -117,6 +117,49 @@ pub fn update(checksum: [u8; 2], old: &[u8], new: &[u8]) -> [u8; 2] {
     not(Sum::ZERO.add_bytes(&checksum)).plus(not(Sum::ZERO.add_bytes(old))).add_bytes(new).checksum()
 }
 
+/// What changes in the bytes that a checksum covers, on its way to the new checksum (RFC 1624, equation 3): the sum
+/// of what comes, less the sum of what goes. One change serves every checksum that covers the same bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Change(Sum);
+
+impl Change {
+    /// None yet.
+    pub const NONE: Self = Self(Sum::ZERO);
+
+    /// A 16-bit field at an even offset has become another.
+    #[must_use]
+    #[inline]
+    pub const fn u16(self, old: u16, new: u16) -> Self {
+        Self(self.0.add_u16(!old).add_u16(new))
+    }
+
+    /// A 32-bit field at an even offset has become another.
+    #[must_use]
+    #[inline]
+    pub const fn u32(self, old: u32, new: u32) -> Self {
+        Self(self.0.add_u32(!old).add_u32(new))
+    }
+
+    /// The checksum `old` after the change.
+    #[must_use]
+    #[inline]
+    pub const fn apply(self, old: [u8; 2]) -> [u8; 2] {
+        self.0.add_u16(!u16::from_be_bytes(old)).checksum()
+    }
+
+    /// As [`Self::apply`], for a field in which zero means "none" (UDP, RFC 768): zero stays, and 0xffff stands for a
+    /// computed zero.
+    #[must_use]
+    #[inline]
+    pub const fn apply_nonzero(self, old: [u8; 2]) -> [u8; 2] {
+        match (old, self.apply(old)) {
+            ([0, 0], _) => old,
+            (_, [0, 0]) => [0xff, 0xff],
+            (_, new) => new,
+        }
+    }
+}
+
 /// Sums `data` in plain Rust; the compiler turns the loop into whatever vectors the target always has.
 #[inline]
 fn plain(data: &[u8]) -> u64 {
@@ -281,6 +324,25 @@ mod tests {
             let old: [u8; 16] = data[2 * at..2 * at + 16].try_into().expect("16 bytes");
             data[2 * at..2 * at + 16].copy_from_slice(&new);
             prop_assert_eq!(update(before, &old, &new), naive(&data));
+        }
+
+        #[test]
+        fn a_change_equals_summing_again(
+            mut data in proptest::collection::vec(any::<u8>(), 64), word in any::<u32>(), half in any::<u16>(),
+        ) {
+            data[0] |= 1;
+            let before = naive(&data);
+            let change = Change::NONE
+                .u32(u32::from_be_bytes([data[10], data[11], data[12], data[13]]), word)
+                .u16(u16::from_be_bytes([data[30], data[31]]), half);
+            data[10..14].copy_from_slice(&word.to_be_bytes());
+            data[30..32].copy_from_slice(&half.to_be_bytes());
+            prop_assert_eq!(change.apply(before), naive(&data));
+            prop_assert_eq!(change.apply_nonzero([0, 0]), [0, 0]);
+            let nonzero = if naive(&data) == [0, 0] { [0xff, 0xff] } else { naive(&data) };
+            // A checksum of zero is written as 0xffff where zero means none.
+            let before = if before == [0, 0] { [0xff, 0xff] } else { before };
+            prop_assert_eq!(change.apply_nonzero(before), nonzero);
         }
     }
 }

@@ -8,12 +8,14 @@ pub mod ip;
 pub mod split;
 #[cfg(test)]
 mod testing;
+pub mod translate;
 pub mod unreachable;
 pub mod virtio;
 
 pub use coalesce::{Coalescer, GroupId};
 pub use ip::Inner;
 pub use split::Split;
+pub use translate::Translation;
 
 /// Segments of one super-packet, at most, in both directions.
 ///
@@ -55,6 +57,8 @@ pub enum Malformed {
 mod protocol {
     pub(super) const TCP: u8 = 6;
     pub(super) const UDP: u8 = 17;
+    pub(super) const DCCP: u8 = 33;
+    pub(super) const UDP_LITE: u8 = 136;
     pub(super) const ICMP: u8 = 1;
     pub(super) const ICMPV6: u8 = 58;
 }

@@ -1,10 +1,11 @@
-//! UDP -> demux -> open -> replay check -> source check -> coalesce -> TUN.
+//! UDP -> demux -> open -> replay check -> translate -> source check -> coalesce -> TUN.
 
 use super::Shard;
 use super::routing::Router;
 use crate::Time;
 use crate::crypto::{self, Job, TAG_LEN};
 use crate::io::{CALL_BATCH, Driver, Outcomes, Piece, Turn, Write};
+use crate::packet::translate::{Refused, Translation};
 use crate::packet::virtio::VNET_LEN;
 use crate::packet::{Coalescer, Inner};
 use crate::path::Path;
@@ -14,6 +15,7 @@ use crate::tunnel::Session;
 use arrayvec::ArrayVec;
 use ipop_ebpf::{CHANNEL_HEADER_LEN, DATA_HEADER_LEN, Kind, classify};
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -40,6 +42,8 @@ struct Message {
 struct Used {
     session: Arc<Session>,
     path: Path,
+    /// The peer's, read once for the batch.
+    translation: Option<Translation>,
     bytes: u64,
     authentic: bool,
     data: bool,
@@ -107,6 +111,14 @@ impl Inbox {
 fn mark(messages: &mut [Message], jobs: &[Job<'_>]) {
     for (m, j) in messages.iter_mut().zip(jobs) {
         m.ok = j.ok;
+    }
+}
+
+fn reason(why: Refused) -> Drop {
+    match why {
+        Refused::Spoofed => Drop::Spoofed,
+        Refused::Multicast => Drop::MulticastOff,
+        Refused::Malformed => Drop::Untranslatable,
     }
 }
 
@@ -186,7 +198,8 @@ impl<D: Driver> Shard<D> {
                     self.counters.count_drop(Drop::SessionExpired, 1);
                     return;
                 }
-                inbox.used.push(Used { session, path, bytes: 0, authentic: false, data: false, counter });
+                let translation = session.peer().translation();
+                inbox.used.push(Used { session, path, translation, bytes: 0, authentic: false, data: false, counter });
                 let slot = inbox.used.len() - 1;
                 inbox.slots[receiver as usize % 256] = slot as u16;
                 slot
@@ -292,7 +305,7 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Checks the packets, puts them together and writes them.
+    /// Translates and checks the packets, puts them together and writes them.
     fn coalesce(&mut self, turn: &mut Turn) -> io::Result<()> {
         self.inbox.coalescer.clear();
         for i in 0..self.inbox.messages.len() {
@@ -305,19 +318,31 @@ impl<D: Driver> Shard<D> {
                 add(&self.counters.keepalives_in, 1);
                 continue;
             }
-            let bytes = &turn.datagrams[m.datagrams as usize].bytes()[m.offset as usize..][..text];
-            let Ok(inner) = Inner::parse(bytes) else {
+            // The tag is used up: it is the room that a packet may grow into.
+            let bytes = &mut turn.datagrams[m.datagrams as usize].bytes_mut()[m.offset as usize..][..m.len as usize];
+            let Ok(inner) = Inner::parse(&bytes[..text]) else {
                 self.counters.count_drop(Drop::InnerMalformed, 1);
                 continue;
             };
-            let peer = self.inbox.used[m.session as usize].session.peer();
-            if self.inbox.router.lookup(inner.source()).is_none_or(|owner| owner.id != peer.id) {
+            let (mut source, mut len) = (inner.source(), inner.total_len());
+            let used = &self.inbox.used[m.session as usize];
+            if let (Some(t), IpAddr::V4(_)) = (&used.translation, source) {
+                match t.translate(bytes, &inner) {
+                    Ok(new) => (source, len) = (t.lease.into(), new),
+                    Err(why) => {
+                        self.counters.count_drop(reason(why), 1);
+                        continue;
+                    }
+                }
+            }
+            let peer = used.session.peer().id;
+            if self.inbox.router.lookup(source).is_none_or(|owner| owner.id != peer) {
                 self.counters.count_drop(Drop::WrongSource, 1);
                 continue;
             }
-            let pushed = self.inbox.coalescer.push(i as u32, &bytes[..inner.total_len()]);
+            let pushed = self.inbox.coalescer.push(i as u32, &bytes[..len]);
             debug_assert!(pushed, "it has room for every message of a batch");
-            self.inbox.messages[i].len = inner.total_len() as u32;
+            self.inbox.messages[i].len = len as u32;
         }
         self.write_groups(turn)
     }

@@ -3,6 +3,7 @@
 //! Everything that a packet needs is here or read once a batch; in the steady state nothing is allocated.
 
 mod inbound;
+mod multicast;
 mod outbound;
 mod pace;
 mod refuse;
@@ -16,6 +17,7 @@ use crate::shared::{Shared, ToShard};
 use crate::stats::Counters;
 use crossbeam::channel::Receiver;
 use inbound::Inbox;
+use multicast::Multicast;
 use outbound::Outbox;
 use pace::Pace;
 use refuse::Refusals;
@@ -49,6 +51,7 @@ pub struct Shard<D> {
     staging: Staging,
     pace: Pace,
     refusals: Refusals,
+    multicast: Multicast,
 }
 
 /// Whether the loop goes on.
@@ -78,6 +81,7 @@ impl<D: Driver> Shard<D> {
             staging: Staging::default(),
             pace: Pace::default(),
             refusals: Refusals::default(),
+            multicast: Multicast::default(),
             shared,
         }
     }

@@ -1,6 +1,7 @@
 //! TUN -> split -> seal -> UDP.
 
 use super::Shard;
+use super::multicast::is_for_many;
 use super::routing::Router;
 use crate::Time;
 use crate::crypto::{self, Job, TAG_LEN};
@@ -208,6 +209,16 @@ pub(super) enum Taken {
     NotYet,
 }
 
+/// Whether the datagrams of a super-packet fit into the arena.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    Enough,
+    /// The socket buffer is full: try again later.
+    NotYet,
+    /// They are more than the arena holds.
+    Never,
+}
+
 /// How the datagrams of one super-packet are sealed and where they go.
 struct Sealing<'a> {
     session: &'a Arc<Session>,
@@ -256,6 +267,15 @@ impl<D: Driver> Shard<D> {
             add(&self.counters.tun_in, count as u64);
         }
         let drop = |s: &Self, reason| s.counters.count_drop(reason, count as u64);
+        if let Some(broadcast) = self.shared.multicast()
+            && is_for_many(split.destination(), broadcast)
+        {
+            let taken = self.send_to_many(&split, now)?;
+            if taken == Taken::NotYet && origin == Origin::Tun {
+                self.counters.tun_in.fetch_sub(count as u64, Relaxed);
+            }
+            return Ok(taken);
+        }
         let Some(peer) = self.outbox.router.lookup(split.destination()).cloned() else {
             drop(self, Drop::NoRoute);
             self.refuse(read, Why::NoRoute, now)?;
@@ -280,28 +300,43 @@ impl<D: Driver> Shard<D> {
                 return Ok(Taken::NotYet);
             }
         }
-        let len = split.segment_len().max(split.last_len());
-        if !self.outbox.has_room(count, len) {
-            self.flush(now)?;
-            if self.outbox.is_blocked() {
+        match self.make_room(&split, now)? {
+            Room::Enough => self.place_all(&split, &session, path),
+            Room::Never => drop(self, Drop::TooBig),
+            Room::NotYet => {
                 if origin == Origin::Tun {
                     self.counters.tun_in.fetch_sub(count as u64, Relaxed);
                 }
                 return Ok(Taken::NotYet);
             }
-            if !self.outbox.has_room(count, len) {
-                drop(self, Drop::TooBig);
-                return Ok(Taken::Yes);
-            }
         }
+        Ok(Taken::Yes)
+    }
+
+    /// Makes room for `split`'s datagrams by sending what was placed, if need be.
+    pub(super) fn make_room(&mut self, split: &Split<'_>, now: Time) -> io::Result<Room> {
+        let (count, len) = (split.count(), split.segment_len().max(split.last_len()));
+        if !self.outbox.is_blocked() && !self.outbox.has_room(count, len) {
+            self.flush(now)?;
+        }
+        Ok(match (self.outbox.is_blocked(), self.outbox.has_room(count, len)) {
+            (true, _) => Room::NotYet,
+            (false, true) => Room::Enough,
+            (false, false) => Room::Never,
+        })
+    }
+
+    /// Places all segments as datagrams of one session. There has to be room.
+    pub(super) fn place_all(&mut self, split: &Split<'_>, session: &Arc<Session>, path: Path) {
+        let count = split.count();
         let Some(first) = session.reserve(count as u64) else {
-            drop(self, Drop::CounterExhausted);
-            self.shared.request_handshake(&peer);
-            return Ok(Taken::Yes);
+            self.counters.count_drop(Drop::CounterExhausted, count as u64);
+            self.shared.request_handshake(session.peer());
+            return;
         };
-        let slot = self.outbox.session_slot(&session);
+        let slot = self.outbox.session_slot(session);
         let gso = self.shared.udp_gso.load(Relaxed);
-        let to = Sealing { session: &session, slot, path, address: path.address(), gso };
+        let to = Sealing { session, slot, path, address: path.address(), gso };
         let mtu = self.shared.mtu();
         for i in 0..count {
             let len = split.len_of(i);
@@ -310,7 +345,6 @@ impl<D: Driver> Shard<D> {
             split.write(i, body);
             padding.fill(0);
         }
-        Ok(Taken::Yes)
     }
 
     fn stage(&mut self, peer: &Arc<Peer>, read: &[u8], count: usize, now: Time) -> io::Result<()> {

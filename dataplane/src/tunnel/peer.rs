@@ -5,6 +5,7 @@ use super::activity::Activity;
 use super::limits::REKEY_TIMEOUT;
 use super::session::Session;
 use super::sessions::SessionTable;
+use crate::packet::Translation;
 use crate::{Path, Time, WallTime};
 use arc_swap::ArcSwapOption;
 use std::fmt;
@@ -26,6 +27,9 @@ pub struct Peer {
     current: ArcSwapOption<Session>,
     others: Mutex<Others>,
     path: ArcSwapOption<Path>,
+    translation: ArcSwapOption<Translation>,
+    /// There is one: most peers have none, and learn that by one load.
+    translated: AtomicBool,
     pub(super) activity: Activity,
     persistent_keepalive: AtomicU16,
     last_handshake: AtomicU64,
@@ -66,6 +70,8 @@ impl Peer {
             current: ArcSwapOption::empty(),
             others: Mutex::default(),
             path: ArcSwapOption::empty(),
+            translation: ArcSwapOption::empty(),
+            translated: AtomicBool::new(false),
             activity: Activity::default(),
             persistent_keepalive: AtomicU16::new(0),
             last_handshake: AtomicU64::new(0),
@@ -92,6 +98,18 @@ impl Peer {
     pub fn set_path(&self, path: Path) {
         self.found();
         self.path.store(Some(Arc::new(path)));
+    }
+
+    /// How its IPv4 packets are translated on arrival; `None`: they are taken as they are.
+    #[must_use]
+    pub fn translation(&self) -> Option<Translation> {
+        if self.translated.load(Acquire) { self.translation.load().as_deref().copied() } else { None }
+    }
+
+    /// Sets how its IPv4 packets are translated, from the next batch on.
+    pub fn set_translation(&self, translation: Option<Translation>) {
+        self.translation.store(translation.map(Arc::new));
+        self.translated.store(translation.is_some(), Release);
     }
 
     /// Whether packets wait while there is no path, for somebody who finds one.

@@ -1,6 +1,6 @@
 //! What the kernel may say to a send or a write: afterwards every packet is somewhere or counted.
 
-use crate::testing::Packet;
+use crate::testing::{Packet, super_packet};
 use crate::world::*;
 use crate::{MSS, bulk, packets, plain, udp};
 use dataplane::io::memory::Fault;
@@ -232,6 +232,11 @@ enum Step {
         len: usize,
         from_b: bool,
     },
+    /// A packet or a super-packet for a group.
+    Group {
+        segments: usize,
+        from_b: bool,
+    },
     Junk(Vec<u8>),
     /// Reads of any bytes.
     Garbage(Vec<u8>),
@@ -264,6 +269,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (1usize..60, any::<bool>()).prop_map(|(segments, from_b)| Step::Bulk { segments, from_b }),
         3 => (0usize..1392, any::<bool>()).prop_map(|(len, from_b)| Step::Udp { len, from_b }),
+        2 => (1usize..60, any::<bool>()).prop_map(|(segments, from_b)| Step::Group { segments, from_b }),
         1 => proptest::collection::vec(any::<u8>(), 0..200).prop_map(Step::Junk),
         1 => proptest::collection::vec(any::<u8>(), 0..200).prop_map(Step::Garbage),
         3 => (errno, 1u64..8, any::<bool>()).prop_map(|(errno, count, write)| Step::Fault { errno, count, write }),
@@ -286,8 +292,20 @@ proptest! {
 
     /// Whatever comes and whatever fails, packets in = packets out + counted drops at both ends.
     #[test]
-    fn packets_are_conserved_in_any_life(steps in proptest::collection::vec(step(), 1..60), met in any::<bool>()) {
+    fn packets_are_conserved_in_any_life(
+        steps in proptest::collection::vec(step(), 1..60), met in any::<bool>(), translated in any::<bool>(),
+    ) {
         let (mut a, mut b) = if met { joined(OFFLOADS) } else { strangers(OFFLOADS) };
+        if translated {
+            // By the addresses that they have anyhow, so that the steps mean the same.
+            let (one, two) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+            let everybody = std::net::Ipv4Addr::new(10, 0, 0, 255);
+            let broadcast = Some((everybody, everybody));
+            a.befriend(2, dataplane::Translation { peer: two, lease: two, own: one, broadcast });
+            b.befriend(1, dataplane::Translation { peer: one, lease: one, own: two, broadcast });
+            a.shared.set_multicast(Some(everybody));
+            b.shared.set_multicast(Some(everybody));
+        }
         let server = address(200);
         for n in [&a, &b] {
             n.shared.relays.store(std::sync::Arc::new(vec![server]));
@@ -304,6 +322,11 @@ proptest! {
                 Step::Udp { len, from_b } => {
                     let p = Packet::tcp4().udp().with(|p| p.payload = vec![2; len]);
                     if from_b { b.read(plain(&back(p))) } else { a.read(plain(&p)) }
+                }
+                Step::Group { segments, from_b } => {
+                    let p = Packet::tcp4().udp().with(|p| p.payload = vec![3; segments * 900]);
+                    let p = if from_b { back(p) } else { p }.with(|p| p.destination = [224, 0, 0, 251].into());
+                    if from_b { b.read(super_packet(&p, 900)) } else { a.read(super_packet(&p, 900)) }
                 }
                 Step::Junk(bytes) => b.receive(if bytes.len() % 2 == 0 { server } else { address(1) }, bytes),
                 Step::Garbage(bytes) => a.read(bytes),

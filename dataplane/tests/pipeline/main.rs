@@ -3,7 +3,10 @@
 mod drops;
 mod faults;
 mod flows;
+mod friends;
+mod multicast;
 mod relay;
+mod settings;
 mod staging;
 #[allow(dead_code)]
 #[path = "../../src/packet/testing.rs"]

@@ -8,8 +8,8 @@ use dataplane::shared::{Mailbox, Queues, Shared, ToKeeper, ToShard};
 use dataplane::stats::{Counters, Drop};
 use dataplane::table::Routes;
 use dataplane::tunnel::{Output, Peer, PrivateKey, PublicKey, Rng, Tunnel};
-use dataplane::{Path, Time, WallTime};
-use std::net::SocketAddr;
+use dataplane::{Path, Time, Translation, WallTime};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -52,6 +52,9 @@ const OUTBOUND: &[Drop] = &[
     Drop::TooBig,
     Drop::SendBufferFull,
     Drop::CounterExhausted,
+    Drop::MulticastNobody,
+    Drop::MulticastRate,
+    Drop::MulticastFanout,
 ];
 
 /// The interface's MTU.
@@ -114,6 +117,15 @@ impl Node {
             self.routes.insert(a.parse().expect("a prefix"), peer.clone());
         }
         self.shared.routes.store(Arc::new(self.routes.clone()));
+        peer
+    }
+
+    /// Translates what comes from node `other`, which was made known, as the keeper does it when it is told so.
+    pub(crate) fn befriend(&mut self, other: u8, translation: Translation) -> Arc<Peer> {
+        let peer = self.knows(other, &[&format!("{}/32", translation.lease)]);
+        peer.set_translation(Some(translation));
+        let audience = self.tunnel.peers().filter(|p| p.translation().is_some()).cloned().collect();
+        self.shared.audience.store(Arc::new(audience));
         peer
     }
 
@@ -252,7 +264,8 @@ impl Node {
         let drops = |out: bool| -> u64 {
             Drop::ALL.iter().filter(|d| OUTBOUND.contains(d) == out).map(|d| c.dropped(*d)).sum()
         };
-        assert_eq!(get(&c.tun_in), get(&c.udp_out) + drops(true) + waiting, "outbound {c:?}");
+        let read = get(&c.tun_in) + get(&c.multicast_copies);
+        assert_eq!(read, get(&c.udp_out) + drops(true) + waiting, "outbound {c:?}");
         let taken = get(&c.tun_out) + get(&c.keepalives_in) + get(&c.handshakes_in) + get(&c.side_in);
         assert_eq!(get(&c.udp_in), taken + drops(false), "inbound {c:?}");
     }
@@ -318,5 +331,26 @@ pub(crate) fn joined(tun: TunFormat) -> (Node, Node) {
     settle(&mut a, &mut b);
     let back = b.tunnel.peer(&public(1)).expect("a peer");
     assert!(peer.current().is_some() && back.current().is_some(), "both have a session");
+    (a, b)
+}
+
+/// What every node of [`friends`] calls itself.
+pub(crate) const OWN: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 100);
+
+/// What a node of [`friends`] calls node `n`.
+pub(crate) const fn lease(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(172, 31, 7, n)
+}
+
+/// How node `n` is translated by any other node of [`friends`].
+pub(crate) const fn friend(n: u8) -> Translation {
+    Translation { peer: OWN, lease: lease(n), own: OWN, broadcast: None }
+}
+
+/// Two nodes with a session whose subnets clash: both call themselves [`OWN`]. Multicast is off.
+pub(crate) fn friends(tun: TunFormat) -> (Node, Node) {
+    let (mut a, mut b) = joined(tun);
+    a.befriend(2, friend(2));
+    b.befriend(1, friend(1));
     (a, b)
 }

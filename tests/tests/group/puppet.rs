@@ -42,7 +42,12 @@ impl Puppet {
             direct_tls: false,
             ca_file: Some(cast.ca()),
         };
-        let settings = Settings { account, resource: resource.into(), groups: vec![GroupSource::Roster(GROUP.into())] };
+        let settings = Settings {
+            account,
+            resource: resource.into(),
+            groups: vec![GroupSource::Roster(GROUP.into())],
+            friends: vec![],
+        };
         let heard = Arc::new(Mutex::new(Heard::default()));
         // The runtime's threads are made in the namespace, and so are their sockets.
         let runtime = ns.run(|| {

@@ -26,7 +26,9 @@ fn network() -> String {
 /// A node's descriptor with an address of the overlay.
 fn descriptor(name: &str, key: PublicKey, last: u8) -> Result<Descriptor> {
     let addresses = vec![format!("172.16.10.{last}/32").parse().ok().context("an address")?];
-    let networks = vec![NetworkDescriptor { network: network(), public_key: key, addresses, routes: vec![], since: 1 }];
+    let network = network();
+    let networks =
+        vec![NetworkDescriptor { network, public_key: key, addresses, routes: vec![], subnet: None, since: 1 }];
     Ok(Descriptor { name: name.into(), version: "0.1.0".into(), capabilities: vec![], networks })
 }
 

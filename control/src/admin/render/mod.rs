@@ -1,15 +1,20 @@
 //! A node's state as text for people: pure, printable ASCII, readable in 100 columns.
 
+mod names;
 pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod text;
 
-use super::status::{LinkStatus, NetworkStatus, PeerStatus, Status};
+pub use names::names;
+
+use super::status::{FriendStatus, LinkStatus, NetworkStatus, PeerStatus, Status};
 use std::fmt::Write as _;
 use table::{Column, Table};
 use text::{age, bytes, list, millis, plain, rate_short, wrapped};
 
+/// Requests that a summary names.
+const MAX_REQUESTS: usize = 8;
 /// Pins that are as they should be.
 const PINNED: &str = "pinned";
 
@@ -34,6 +39,14 @@ pub fn status(s: &Status) -> String {
     };
     let detail = if s.xmpp.detail.is_empty() { String::new() } else { format!(": {}", s.xmpp.detail) };
     wrapped(&mut out, "  xmpp        ", &format!("{what}{detail}"), 14);
+    for jid in s.requests.iter().take(MAX_REQUESTS) {
+        let what = format!("{jid} asks to be a friend. To accept: ipop-fast friends accept {jid}");
+        wrapped(&mut out, "  request     ", &what, 14);
+    }
+    if s.requests.len() > MAX_REQUESTS {
+        let more = s.requests.len() - MAX_REQUESTS;
+        wrapped(&mut out, "  request     ", &format!("and {more} more: ipop-fast friends list"), 14);
+    }
     for server in &s.servers {
         let state = if server.ok { "works" } else { "FAILS" };
         let detail = if server.detail.is_empty() { String::new() } else { format!(": {}", server.detail) };
@@ -60,6 +73,9 @@ pub fn status(s: &Status) -> String {
 fn network(out: &mut String, n: &NetworkStatus) {
     let _ = writeln!(out, "{} on {}", plain(&n.network), plain(&n.interface));
     list(out, "addresses", &n.addresses);
+    if n.kind == "social" {
+        list(out, "friends in", n.subnet.as_slice());
+    }
     list(out, "key", std::slice::from_ref(&n.public_key));
     list(out, "udp port", &[n.listen_port.to_string()]);
     list(out, "offered at", &n.host_addresses);
@@ -150,7 +166,8 @@ pub fn peers(s: &Status, wide: bool) -> String {
 fn addresses(p: &PeerStatus, wide: bool) -> String {
     let bare = |a: &String| a.trim_end_matches("/32").trim_end_matches("/128").to_owned();
     if wide {
-        return p.addresses.iter().map(bare).collect::<Vec<_>>().join(" ");
+        let there = p.calls_itself.iter().map(|a| format!("(there {a})"));
+        return p.addresses.iter().map(bare).chain(there).collect::<Vec<_>>().join(" ");
     }
     let first = p.addresses.iter().find(|a| !a.contains(':')).or(p.addresses.first()).map(bare);
     match (first, p.addresses.len()) {
@@ -228,6 +245,45 @@ pub fn pins(s: &Status) -> String {
         }
         (!n.peers.is_empty()).then(|| table.show("  "))
     })
+}
+
+/// One line a friend, and below it what there is to know or to do.
+#[must_use]
+pub fn friends(all: &[FriendStatus]) -> String {
+    const COLUMNS: [Column; 4] =
+        [table::text("JID", 40), table::text("STATE", 9), table::text("XMPP", 7), table::text("NODES", 40)];
+    if all.is_empty() {
+        return "nobody yet: ask somebody with ipop-fast friends add bob@example.org\n".to_owned();
+    }
+    let mut table = Table::new(&COLUMNS, false);
+    for f in all {
+        let node = |n: &super::status::FriendNode| match &n.address {
+            Some(a) => format!("{} {a}", n.name),
+            None => n.name.clone(),
+        };
+        let word = if f.blocked { "BLOCKED" } else { &f.state };
+        let xmpp = match (f.state.as_str(), f.online) {
+            ("friend", true) => "online",
+            ("friend", false) => "offline",
+            _ => "-",
+        };
+        let nodes = f.nodes.iter().map(node).collect::<Vec<_>>().join(", ");
+        let below = match (&f.problem, f.state.as_str()) {
+            (Some(why), _) => format!("the request did not arrive: {why}"),
+            (None, "request") => {
+                format!("asks to be a friend: ipop-fast friends accept {0}, or friends remove {0}", f.jid)
+            }
+            (None, "one-sided") => format!("only one of you sees the other: ipop-fast friends add {}", f.jid),
+            (None, "friend") if f.networks.is_empty() && !f.blocked => "is not let in by allow".to_owned(),
+            _ => String::new(),
+        };
+        let mut lines = String::new();
+        if !below.is_empty() {
+            wrapped(&mut lines, "    ", &below, 6);
+        }
+        table.row([f.jid.clone(), word.to_owned(), xmpp.to_owned(), nodes], lines);
+    }
+    table.show("")
 }
 
 fn by_network(s: &Status, mut show: impl FnMut(&NetworkStatus) -> Option<String>) -> String {

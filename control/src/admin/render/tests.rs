@@ -56,6 +56,8 @@ fn example() -> Status {
         listen_port: 51820,
         host_addresses: (1..12).map(|i| format!("192.168.100.{i}")).collect(),
         routes: vec!["10.9.0.0/16".to_owned()],
+        kind: "group".to_owned(),
+        subnet: Some("172.16.10.0/24".to_owned()),
         traffic: [("tun_packets_in".to_owned(), 10)].into(),
         drops: [("no_route".to_owned(), 7), ("replayed".to_owned(), 1)].into(),
         warnings: vec!["172.16.10.2 is also claimed by vm9, which took it later".to_owned()],
@@ -88,6 +90,7 @@ fn example() -> Status {
                 detail: "no answer".to_owned(),
             },
         ],
+        requests: Vec::new(),
         networks: vec![network],
     }
 }
@@ -179,6 +182,65 @@ fn a_node_that_has_nothing_yet_is_shown() {
     let lonely = Status { networks: vec![NetworkStatus::default()], ..s };
     assert!(links(&lonely, false).ends_with("nobody else has been seen yet\n"));
     assert!(status(&lonely).contains("  links       0 direct, 0 relayed, 0 failing\n"));
+}
+
+#[test]
+fn friends_take_one_line_each_and_say_what_to_do() {
+    let friend = |jid: &str, state: &str| FriendStatus {
+        jid: jid.to_owned(),
+        state: state.to_owned(),
+        networks: vec!["social:social".to_owned()],
+        ..FriendStatus::default()
+    };
+    let node = |name: &str, a: Option<&str>| crate::admin::status::FriendNode {
+        name: name.to_owned(),
+        network: "social:social".to_owned(),
+        address: a.map(str::to_owned),
+        online: true,
+    };
+    let bob = FriendStatus {
+        online: true,
+        nodes: vec![node("laptop", Some("172.31.4.7")), node("pi", None)],
+        ..friend("bob@example.org", "friend")
+    };
+    let failed =
+        FriendStatus { problem: Some("remote-server-not-found".to_owned()), ..friend("dave@nowhere.example", "asked") };
+    let eve = FriendStatus { blocked: true, networks: Vec::new(), ..friend("eve@example.org", "friend") };
+    let out = FriendStatus { networks: Vec::new(), ..friend("fay@example.org", "friend") };
+    let all = [friend("carol@example.org", "request"), bob, failed, eve, out, friend("gus@example.org", "one-sided")];
+    let expected = "\
+JID                   STATE      XMPP     NODES
+carol@example.org     request    -        -
+    asks to be a friend: ipop-fast friends accept carol@example.org, or friends remove
+      carol@example.org
+bob@example.org       friend     online   laptop 172.31.4.7, pi
+dave@nowhere.example  asked      -        -
+    the request did not arrive: remote-server-not-found
+eve@example.org       BLOCKED    offline  -
+fay@example.org       friend     offline  -
+    is not let in by allow
+gus@example.org       one-sided  -        -
+    only one of you sees the other: ipop-fast friends add gus@example.org
+";
+    assert_eq!(friends(&all), expected);
+    assert!(friends(&[]).contains("friends add"));
+}
+
+#[test]
+fn requests_and_the_subnet_of_friends_are_in_the_summary() {
+    let mut s = example();
+    s.requests = (0..10).map(|n| format!("r{n}@x\x1b")).collect();
+    s.networks[0].kind = "social".to_owned();
+    s.networks[0].subnet = Some("172.31.0.0/16".to_owned());
+    let text = status(&s);
+    assert!(
+        text.contains("  request     r0@x\\u{1b} asks to be a friend. To accept: ipop-fast friends accept r0"),
+        "{text}"
+    );
+    assert!(text.contains("  request     and 2 more: ipop-fast friends list\n"), "{text}");
+    assert!(text.contains("  friends in  172.31.0.0/16\n"), "{text}");
+    s.networks[0].peers[0].calls_itself = Some("172.31.0.100".to_owned());
+    assert!(peers(&s, true).contains("(there 172.31.0.100)"));
 }
 
 proptest! {

@@ -119,7 +119,7 @@ fn the_form_with_virtual_networks_is_carried_over() {
 #[test]
 fn the_form_with_overlays_is_carried_over() {
     let (c, made) = through(OVERLAYS);
-    assert_eq!(c.networks[0].group.network(), "group:A0FB389");
+    assert_eq!(c.networks[0].network(), "group:A0FB389");
     assert_eq!(c.networks[0].address, AddressChoice::Fixed("10.10.100.2".parse().expect("address"), 24));
     assert_eq!((c.networks[0].mtu, c.ice.stun.len()), (1410, 1));
     assert!(note(&made, "Signal.Overlays.A0FB389.AuthenticationMethod").contains("by password"));
@@ -156,7 +156,7 @@ fn files_are_written_for_the_owner_and_never_over_others() {
     std::fs::write(&json, FLAT).expect("write");
     let args = ImportArgs { file: json, output: Some(out.clone()), group: Some("my group".to_owned()) };
     main(&args).expect("imported");
-    assert_eq!(load(&out).expect("valid").networks[0].group.network(), "group:my group");
+    assert_eq!(load(&out).expect("valid").networks[0].network(), "group:my group");
     for (name, text) in [("node.password", " se\"cret \n"), ("node.turn-1.password", "apple\n")] {
         let path = dir.path().join(name);
         assert_eq!(std::fs::read_to_string(&path).expect("read"), text);

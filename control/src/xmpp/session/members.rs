@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_xmpp::jid::BareJid;
 use tokio_xmpp::minidom::Element;
-use tokio_xmpp::parsers::ns;
 
-use crate::config::GroupSource;
+use super::roster::{Contact, Roster};
+use crate::config::{Allow, GroupSource};
 use crate::xmpp::Groups;
-use crate::xmpp::xml::{Malformed, children, malformed};
+use crate::xmpp::xml::Malformed;
 
 /// Members of one network.
 const MAX_MEMBERS: usize = 4096;
@@ -19,52 +19,94 @@ pub(super) struct Members {
     /// By the network's name; `None`: not known yet in this connection.
     networks: BTreeMap<String, Option<BTreeSet<BareJid>>>,
     roster_groups: BTreeSet<String>,
+    /// Networks of friends.
+    social: BTreeMap<String, Allow>,
     /// What was told of it.
     told: BTreeMap<String, BTreeSet<BareJid>>,
-    /// Roster: which of our groups a contact is in.
-    roster: BTreeMap<BareJid, BTreeSet<String>>,
+    /// Contacts, and whom the account blocks.
+    roster: Roster,
 }
 
 impl Members {
     pub(super) fn new(account: BareJid, groups: &Groups) -> Self {
         let rosters = groups.roster.iter().map(|g| GroupSource::Roster(g.clone()).network());
         let rooms = groups.rooms.iter().map(room_network);
+        let social = groups.social.keys().cloned();
         Self {
             account,
-            networks: rosters.chain(rooms).map(|n| (n, None)).collect(),
+            networks: rosters.chain(rooms).chain(social).map(|n| (n, None)).collect(),
             roster_groups: groups.roster.clone(),
+            social: groups.social.clone(),
             told: BTreeMap::new(),
-            roster: BTreeMap::new(),
+            roster: Roster::default(),
         }
     }
 
-    /// The whole roster, or (`push`) a change of it.
-    pub(super) fn roster(&mut self, query: &Element, push: bool) -> Result<(), Malformed> {
-        if !query.is("query", ns::ROSTER) {
-            return malformed("no roster");
+    /// The whole roster, or (`push`) a change of it. Gives the accounts that became members by it.
+    pub(super) fn roster(&mut self, query: &Element, push: bool) -> Result<Vec<BareJid>, Malformed> {
+        let every = !self.social.is_empty();
+        let touched =
+            self.roster.take(query, push, &self.account, |group| self.roster_groups.contains(group), every)?;
+        Ok(self.settle(touched))
+    }
+
+    /// Whom the account blocks.
+    pub(super) fn blocked(&mut self, change: super::roster::Blocks) -> Vec<BareJid> {
+        let touched = self.roster.block(change);
+        self.settle(touched)
+    }
+
+    /// Works out the members of roster groups and of networks of friends. Gives those among `touched` that became some.
+    fn settle(&mut self, touched: Vec<BareJid>) -> Vec<BareJid> {
+        let new: Vec<BareJid> = touched.into_iter().filter(|j| !self.is_member(j)).collect();
+        if !self.roster.known {
+            return Vec::new();
         }
-        if !push {
-            self.roster.clear();
-        }
-        for item in children(query, "item", ns::ROSTER) {
-            let Some(jid) = item.attr("jid").and_then(|j| BareJid::new(j).ok()) else { continue };
-            // Only who sees us and whom we see: a name in our own list alone proves nothing.
-            let both = item.attr("subscription") == Some("both");
-            let groups: BTreeSet<String> = children(item, "group", ns::ROSTER)
-                .map(Element::text)
-                .filter(|g| both && self.roster_groups.contains(g))
-                .collect();
-            if groups.is_empty() || jid == self.account {
-                self.roster.remove(&jid);
-            } else if self.roster.len() < MAX_MEMBERS || self.roster.contains_key(&jid) {
-                self.roster.insert(jid, groups);
-            }
-        }
+        let both = || self.roster.contacts().filter(|(_, c)| c.is_friend());
         for group in &self.roster_groups {
-            let members = self.roster.iter().filter(|(_, g)| g.contains(group)).map(|(j, _)| j.clone()).collect();
+            let of_group = both().filter(|(_, c)| c.groups.contains(group)).map(|(j, _)| j.clone());
+            let members = of_group.take(MAX_MEMBERS).collect();
             self.networks.insert(GroupSource::Roster(group.clone()).network(), Some(members));
         }
-        Ok(())
+        // Whom the account blocks is known as well, so that nobody is let in for a moment.
+        if self.roster.blocks_known() {
+            for (network, allow) in &self.social {
+                let friends = both().filter(|(j, _)| allow.lets_in(j.as_str()) && !self.roster.is_blocked(j));
+                let friends = friends.map(|(j, _)| j.clone()).take(MAX_MEMBERS).collect();
+                self.networks.insert(network.clone(), Some(friends));
+            }
+        }
+        new.into_iter().filter(|j| self.is_member(j)).collect()
+    }
+
+    /// Whether all is known that is told before anyone has a reason to write to us.
+    pub(super) fn is_settled(&self) -> bool {
+        self.roster.known && (self.social.is_empty() || self.roster.blocks_known())
+    }
+
+    /// How many are in networks of friends.
+    pub(super) fn friends(&self) -> usize {
+        self.social.keys().filter_map(|n| self.networks.get(n)).flatten().map(BTreeSet::len).sum()
+    }
+
+    /// Contacts of the account, where there are networks of friends.
+    pub(super) fn contacts(&self) -> impl Iterator<Item = (&BareJid, &Contact)> {
+        self.roster.contacts()
+    }
+
+    /// A contact.
+    pub(super) fn contact(&self, account: &BareJid) -> Option<&Contact> {
+        self.roster.contact(account)
+    }
+
+    /// Whether the account blocks somebody.
+    pub(super) fn is_blocked(&self, account: &BareJid) -> bool {
+        self.roster.is_blocked(account)
+    }
+
+    /// The networks of friends in which an account is.
+    pub(super) fn social_of(&self, account: &BareJid) -> Vec<String> {
+        self.social.keys().filter(|n| self.is_member_of(account, n)).cloned().collect()
     }
 
     /// The members of a room.

@@ -1,9 +1,9 @@
 //! What is said over one connection, without I/O: elements in, elements and events out, time passed in.
 //!
-//! Order of a login: the roster first, then presence and the rooms. So the members are known before anyone has a reason
-//! to write to us.
+//! Order of a login: the roster (and whom the account blocks) first, then presence and the rooms. So the members are known
+//! before anyone has a reason to write to us.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,16 +15,20 @@ use tokio_xmpp::parsers::ns;
 
 use super::signal::Signal;
 use super::xml::{Build, CLIENT, element, jid_of, jingle, services};
-use super::{ANSWER_LIMIT, Counters, Event, ExternalService, Groups, SignalError, SignalRequest, Verdict};
+use super::{ANSWER_LIMIT, Counters, Event, ExternalService, FriendError, Groups, SignalError, SignalRequest, Verdict};
 use crate::identity::Descriptor;
 
 mod caps;
+mod friends;
+#[cfg(test)]
+mod friends_tests;
 mod members;
 mod nodes;
 mod pep;
 mod reply;
 mod request;
 mod room;
+mod roster;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +47,8 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 enum Purpose {
     Roster,
+    Blocks,
+    Friend(friends::Wish),
     Pep(pep::Step),
     Items(BareJid),
     Affiliations(BareJid, &'static str),
@@ -64,6 +70,9 @@ struct Pending {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Roster,
+    Blocks,
+    /// Tell what is known of friends.
+    Friends,
     Publish,
     Join(BareJid),
     Affiliations(BareJid),
@@ -106,10 +115,16 @@ pub(super) struct Session {
     pep_tries: u32,
     /// Accounts whose descriptors we may not read, or that have none, and how often we tried.
     refused: BTreeMap<BareJid, u32>,
+    /// Who asks to be a friend.
+    requests: BTreeSet<BareJid>,
+    /// Requests of ours that did not arrive, and why.
+    problems: BTreeMap<BareJid, String>,
     pending: BTreeMap<u64, Pending>,
     next_id: u64,
     timers: BTreeMap<Timer, Instant>,
     warned: Option<Instant>,
+    /// When requests were written about last.
+    said: Option<Instant>,
     out: Vec<Element>,
     /// To be taken by whoever runs this.
     pub(super) events: VecDeque<Event>,
@@ -117,13 +132,15 @@ pub(super) struct Session {
 
 impl Session {
     /// A conversation that has not begun; `known` is what the one before learned.
-    pub(super) fn new(me: FullJid, groups: Groups, connection: u64, known: Known, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(me: FullJid, groups: Groups, connection: u64, mut known: Known, counters: Arc<Counters>) -> Self {
         let account = me.to_bare();
         let rooms = groups.rooms.iter().map(|r| (r.clone(), room::Room::default())).collect();
         let mut events = VecDeque::new();
         events.push_back(Event::Online { jid: me.to_string() });
         Self {
             members: members::Members::new(account.clone(), &groups),
+            requests: std::mem::take(&mut known.requests),
+            problems: BTreeMap::new(),
             nodes: nodes::Nodes::new(known),
             me,
             account,
@@ -140,6 +157,7 @@ impl Session {
             next_id: 0,
             timers: BTreeMap::new(),
             warned: None,
+            said: None,
             out: Vec::new(),
             events,
         }
@@ -147,10 +165,12 @@ impl Session {
 
     /// Begins.
     pub(super) fn login(&mut self, now: Instant) {
-        if self.groups.roster.is_empty() {
-            self.appear(now);
-        } else {
-            self.ask_roster(now);
+        if !self.groups.use_roster() {
+            return self.appear(now);
+        }
+        self.ask_roster(now);
+        if !self.groups.social.is_empty() {
+            self.ask_blocks(now);
         }
     }
 
@@ -164,15 +184,19 @@ impl Session {
             return;
         }
         self.present = true;
-        // Negative: nothing that is sent to the account comes here, only what is sent to this node.
-        self.out
-            .push(element("presence", CLIENT).child(element("priority", CLIENT).words("-1")).child(caps::presence()));
+        self.out.push(self.presence_out());
         for room in self.groups.rooms.clone() {
             self.join(&room, now);
         }
         self.publish_now(now);
         self.fetch_all(now);
         self.timers.insert(Timer::Look(pep::FIRST_LOOK), now + pep::FIRST_LOOK);
+    }
+
+    /// Our presence. Its priority is negative: nothing that is sent to the account comes here, only what is sent to this
+    /// node.
+    fn presence_out(&self) -> Element {
+        element("presence", CLIENT).child(element("priority", CLIENT).words("-1")).child(caps::presence())
     }
 
     /// What to send, in order.
@@ -196,6 +220,8 @@ impl Session {
             self.timers.remove(&t);
             match t {
                 Timer::Roster => self.ask_roster(now),
+                Timer::Blocks => self.ask_blocks(now),
+                Timer::Friends => self.tell_friends(),
                 Timer::Publish => self.publish_now(now),
                 Timer::Join(room) => self.join(&room, now),
                 Timer::Affiliations(room) => self.ask_affiliations(&room, now),
@@ -285,10 +311,11 @@ impl Session {
             match p.purpose {
                 Purpose::Signal(reply) => drop(reply.send(Err(SignalError::Offline))),
                 Purpose::Services(reply) => drop(reply.send(Err(SignalError::Offline))),
+                Purpose::Friend(wish) => wish.fail(FriendError::Offline),
                 _ => {}
             }
         }
-        (self.nodes.known(), self.events)
+        (self.nodes.known(self.requests), self.events)
     }
 
     fn ask(&mut self, kind: &str, to: Option<Jid>, payload: Element, purpose: Purpose, now: Instant) {

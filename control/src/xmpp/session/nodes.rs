@@ -24,6 +24,8 @@ pub(super) type Source = Option<BareJid>;
 #[derive(Debug, Default)]
 pub(in crate::xmpp) struct Known {
     descriptors: BTreeMap<Node, Entry>,
+    /// Who asks to be a friend: not every server says it again at each login.
+    pub(super) requests: BTreeSet<BareJid>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,8 +57,8 @@ impl Nodes {
         }
     }
 
-    pub(super) fn known(self) -> Known {
-        Known { descriptors: self.descriptors }
+    pub(super) fn known(self, requests: BTreeSet<BareJid>) -> Known {
+        Known { descriptors: self.descriptors, requests }
     }
 
     /// A node came, or is still there.

@@ -73,7 +73,7 @@ impl Session {
 
     pub(super) fn publish_now(&mut self, now: Instant) {
         let Some(d) = &self.descriptor else { return };
-        if self.groups.roster.is_empty() {
+        if !self.groups.use_roster() {
             return;
         }
         let item = element("item", ns::PUBSUB).with("id", self.me.resource().as_str()).child(self.descriptor_out(d));
@@ -115,7 +115,7 @@ impl Session {
 
     /// Asks all members for their descriptors.
     pub(super) fn fetch_all(&mut self, now: Instant) {
-        if self.groups.roster.is_empty() {
+        if !self.groups.use_roster() {
             return;
         }
         let mut all: BTreeSet<BareJid> = self.members.accounts().cloned().collect();
@@ -133,7 +133,7 @@ impl Session {
 
     /// Asks those who are there; after the first time, only those of whom we know nothing.
     pub(super) fn look_again(&mut self, wait: Duration, now: Instant) {
-        if self.groups.roster.is_empty() {
+        if !self.groups.use_roster() {
             return;
         }
         for account in self.nodes.present_accounts(wait != FIRST_LOOK) {
@@ -146,7 +146,7 @@ impl Session {
 
     /// Asks one account, soon.
     pub(super) fn fetch(&mut self, account: &BareJid, now: Instant) {
-        if !self.groups.roster.is_empty() {
+        if self.groups.use_roster() {
             self.nodes.ask(account, now);
             self.fetch_some(now);
         }
@@ -165,10 +165,11 @@ impl Session {
     pub(super) fn fetched(&mut self, account: &BareJid, iq: Option<&Element>, now: Instant) {
         self.nodes.asking = self.nodes.asking.saturating_sub(1);
         self.fetch_some(now);
-        let Some(iq) = iq else { return };
-        if iq.attr("type") == Some("error") {
+        let answer = iq.filter(|i| i.attr("type") != Some("error"));
+        let Some(iq) = answer else {
             // Also if there is no such node: a server that lost it in a crash says nothing about who is a member. One
-            // that has just made us members of a group may not let us read it yet.
+            // that has just made us members of a group may not let us read it yet, and one of another domain may take
+            // its time to be reached.
             let tries = self.refused.entry(account.clone()).or_default();
             *tries += 1;
             let tries = *tries;
@@ -176,7 +177,7 @@ impl Session {
                 self.timers.insert(Timer::Fetch(account.clone()), now + self.again_after(tries));
             }
             return;
-        }
+        };
         self.refused.remove(account);
         let items = iq.get_child("pubsub", ns::PUBSUB).and_then(|p| p.get_child("items", ns::PUBSUB));
         let Some(items) = items.filter(|i| i.attr("node") == Some(NODE)) else { return };

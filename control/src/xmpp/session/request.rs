@@ -10,7 +10,7 @@ use super::{Pending, Purpose, RETRY, Session, Standing, Timer, caps, pep, reply}
 use crate::xmpp::signal::Signal;
 use crate::xmpp::xml::jingle::{self, JINGLE, NotASignal};
 use crate::xmpp::xml::services;
-use crate::xmpp::{Event, RESOURCE_PREFIX, SignalError, SignalRequest};
+use crate::xmpp::{Event, FriendError, RESOURCE_PREFIX, SignalError, SignalRequest};
 
 /// Bytes of an IQ's id that we are willing to give back.
 const MAX_ID: usize = 1024;
@@ -41,6 +41,8 @@ impl Session {
         match p.purpose {
             Purpose::Roster if error => self.unanswered(Purpose::Roster, now),
             Purpose::Roster => self.roster(e, false, now),
+            Purpose::Blocks => self.blocks(Some(e), now),
+            Purpose::Friend(wish) => self.wished(wish, e, now),
             Purpose::Pep(step) if error => self.pep_refused(step, reply::condition(e), now),
             Purpose::Pep(_) | Purpose::Ping => {}
             Purpose::Items(account) => self.fetched(&account, Some(e), now),
@@ -65,6 +67,8 @@ impl Session {
                 tracing::warn!("the server did not give us the roster: trying again");
                 self.timers.insert(Timer::Roster, now + RETRY);
             }
+            Purpose::Blocks => self.blocks(None, now),
+            Purpose::Friend(wish) => wish.fail(FriendError::Timeout),
             Purpose::Pep(step) => self.pep_refused(step, "no answer", now),
             Purpose::Items(account) => self.fetched(&account, None, now),
             Purpose::Signal(answer) => drop(answer.send(Err(SignalError::Timeout))),
@@ -82,6 +86,7 @@ impl Session {
         let to = from.map(Jid::as_str);
         let set = e.attr("type") == Some("set");
         let roster = set && payload.is("query", ns::ROSTER);
+        let block = set && (payload.is("block", ns::BLOCKING) || payload.is("unblock", ns::BLOCKING));
         let disco = !set && payload.is("query", ns::DISCO_INFO);
         match standing {
             Standing::Stranger => self.stranger(),
@@ -99,6 +104,15 @@ impl Session {
             Standing::Server if roster && from.is_none_or(|f| f.as_str() == self.account.as_str()) => {
                 self.out.push(reply::result(to, id, None));
                 self.roster(e, true, now);
+            }
+            // XEP-0191, section 3.2: the same.
+            Standing::Server
+                if block
+                    && !self.groups.social.is_empty()
+                    && from.is_none_or(|f| f.as_str() == self.account.as_str()) =>
+            {
+                self.out.push(reply::result(to, id, None));
+                self.block_push(payload, now);
             }
             _ => self.out.push(reply::error(to, id, "cancel", "service-unavailable", None)),
         }
@@ -140,18 +154,38 @@ impl Session {
 
     fn roster(&mut self, iq: &Element, push: bool, now: Instant) {
         let query = iq.get_child("query", ns::ROSTER);
-        if let Some(Err(why)) = query.map(|q| self.members.roster(q, push)) {
-            self.malformed("the server", &why.to_string(), now);
+        let friends = |s: &Self| s.members.friends();
+        let before = friends(self);
+        let new = match query.map(|q| self.members.roster(q, push)) {
+            Some(Ok(new)) => new,
+            Some(Err(why)) => {
+                self.malformed("the server", &why.to_string(), now);
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        self.tidy_requests();
+        if friends(self) < before {
+            // Before it is told that somebody is no member: then it can be said why.
+            self.tell_friends();
         }
         self.recheck();
+        self.note_friends(now);
         if push {
-            // New members have descriptors already.
-            self.refused.clear();
-            self.fetch_all(now);
-            self.timers.insert(Timer::Look(pep::QUICK_LOOK), now + pep::QUICK_LOOK);
-        } else {
+            let social = |a: &BareJid| !self.members.social_of(a).is_empty();
+            let friends = new.into_iter().filter(social).collect();
+            self.welcome(friends, now);
+            self.new_members(now);
+        } else if self.members.is_settled() {
             self.appear(now);
         }
+    }
+
+    /// There may be new members, and they have descriptors already.
+    pub(super) fn new_members(&mut self, now: Instant) {
+        self.refused.clear();
+        self.fetch_all(now);
+        self.timers.insert(Timer::Look(pep::QUICK_LOOK), now + pep::QUICK_LOOK);
     }
 
     /// The members may have changed.
@@ -169,6 +203,16 @@ impl Session {
         if self.rooms.contains_key(&account) {
             return self.room_presence(&account, e, from, now);
         }
+        let kind = e.attr("type");
+        if let Some(kind @ ("subscribe" | "subscribed" | "unsubscribe" | "unsubscribed")) = kind
+            && !self.groups.social.is_empty()
+            && account != self.account
+        {
+            return self.subscription(kind, &account, now);
+        }
+        if kind == Some("error") && !self.groups.social.is_empty() {
+            self.request_failed(&account, e, now);
+        }
         if self.standing(Some(from)) != Standing::Member {
             if account != self.account {
                 self.stranger();
@@ -176,7 +220,7 @@ impl Session {
             return;
         }
         let Some(node) = node_of(from).filter(|_| from.as_str() != self.me.as_str()) else { return };
-        let event = match e.attr("type") {
+        let event = match kind {
             None => {
                 if !self.nodes.has_descriptor(&node) {
                     self.fetch(&account, now);

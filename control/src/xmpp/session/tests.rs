@@ -5,19 +5,19 @@ use crate::identity::NetworkDescriptor;
 use crate::xmpp::xml::{NODE, descriptor};
 use std::collections::BTreeSet;
 
-const ME: &str = "me@x.test/ipop-me";
+pub(super) const ME: &str = "me@x.test/ipop-me";
 const FRIEND: &str = "f@x.test/ipop-f";
 const ROOM: &str = "r@conference.x.test";
 
-struct Talk {
-    session: Session,
-    now: Instant,
-    counters: Arc<Counters>,
+pub(super) struct Talk {
+    pub(super) session: Session,
+    pub(super) now: Instant,
+    pub(super) counters: Arc<Counters>,
 }
 
 impl Talk {
     /// Logged in, with `f@x.test` in group `g`, and a room that was not joined yet.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut t = Self::before_the_roster();
         t.hear(
             "<iq type='result' id='1'><query xmlns='jabber:iq:roster'>\
@@ -32,7 +32,11 @@ impl Talk {
 
     fn before_the_roster() -> Self {
         let rooms = [BareJid::new(ROOM).unwrap()].into();
-        let groups = Groups { roster: ["g".to_owned()].into(), rooms };
+        Self::with(Groups { roster: ["g".to_owned()].into(), rooms, social: BTreeMap::new() })
+    }
+
+    /// Nothing was answered yet.
+    pub(super) fn with(groups: Groups) -> Self {
         let (counters, now) = (Arc::new(Counters::default()), Instant::now());
         let me = FullJid::new(ME).unwrap();
         let mut session = Session::new(me, groups, 1, Known::default(), Arc::clone(&counters));
@@ -40,21 +44,21 @@ impl Talk {
         Self { session, now, counters }
     }
 
-    fn hear(&mut self, xml: &str) {
+    pub(super) fn hear(&mut self, xml: &str) {
         let xml = xml.replacen(' ', " xmlns='jabber:client' ", 1);
         self.session.input(&xml.parse().unwrap(), self.now);
     }
 
-    fn said(&mut self) -> Vec<String> {
+    pub(super) fn said(&mut self) -> Vec<String> {
         self.session.take_out().iter().map(String::from).collect()
     }
 
-    fn events(&mut self) -> Vec<Event> {
+    pub(super) fn events(&mut self) -> Vec<Event> {
         self.session.events.drain(..).collect()
     }
 
     /// Whether a stanza was passed over in silence.
-    fn ignored(&mut self, xml: &str) -> bool {
+    pub(super) fn ignored(&mut self, xml: &str) -> bool {
         let before = self.counters.strangers();
         self.hear(xml);
         let silent = self.said().is_empty() & self.events().is_empty();
@@ -68,13 +72,14 @@ fn a_descriptor(networks: &[&str]) -> Descriptor {
         public_key: dataplane::tunnel::PublicKey([7; 32]),
         addresses: vec![],
         routes: vec![],
+        subnet: None,
         since: 1,
     };
     let networks = networks.iter().map(network).collect();
     Descriptor { name: "n".into(), version: "1".into(), capabilities: vec![], networks }
 }
 
-fn pep(from: &str, device: &str, networks: &[&str]) -> String {
+pub(super) fn pep(from: &str, device: &str, networks: &[&str]) -> String {
     format!(
         "<message from='{from}'><event xmlns='{}'><items node='{NODE}'><item id='{device}'>{}</item></items></event></message>",
         ns::PUBSUB_EVENT,
@@ -82,7 +87,7 @@ fn pep(from: &str, device: &str, networks: &[&str]) -> String {
     )
 }
 
-fn terminate(from: &str) -> String {
+pub(super) fn terminate(from: &str) -> String {
     format!(
         "<iq type='set' id='9' from='{from}'><jingle xmlns='urn:xmpp:jingle:1' action='session-terminate' sid='s'/></iq>"
     )

@@ -6,6 +6,7 @@
 //!   <network name='group:my_pragma_group_1' key='64 hexadecimal digits' since='1750000000000'>
 //!     <address>172.16.10.2/32</address>
 //!     <route>10.1.0.0/16</route>
+//!     <subnet>172.16.10.0/24</subnet> <!-- of social networks with multicast -->
 //!   </network>
 //! </node>
 //! ```
@@ -52,6 +53,9 @@ pub(in crate::xmpp) fn write(d: &Descriptor) -> Element {
         for r in &n.routes {
             network = network.child(element("route", NODE).words(r.to_string()));
         }
+        if let Some(s) = &n.subnet {
+            network = network.child(element("subnet", NODE).words(s.to_string()));
+        }
         node = node.child(network);
     }
     node
@@ -90,6 +94,7 @@ fn network(e: &Element) -> Result<NetworkDescriptor, Malformed> {
         public_key: key(text_of(e, "key", 64)?)?,
         addresses,
         routes: prefixes(e, "route", MAX_ROUTES)?,
+        subnet: prefixes(e, "subnet", 1)?.pop(),
         since: number_of(e, "since")?,
     })
 }
@@ -147,9 +152,9 @@ mod tests {
     prop_compose! {
         fn networks()(n in prop::collection::vec(
             (any::<[u8; 32]>(), prop::collection::vec(prefix(true), 0..5), prop::collection::vec(prefix(false), 0..5),
-             any::<u64>()), 0..4)) -> Vec<NetworkDescriptor> {
-            n.into_iter().enumerate().map(|(i, (k, addresses, routes, since))| NetworkDescriptor {
-                network: format!("group:<&{i}>"), public_key: PublicKey(k), addresses, routes, since,
+             prop::option::of(prefix(false)), any::<u64>()), 0..4)) -> Vec<NetworkDescriptor> {
+            n.into_iter().enumerate().map(|(i, (k, addresses, routes, subnet, since))| NetworkDescriptor {
+                network: format!("group:<&{i}>"), public_key: PublicKey(k), addresses, routes, subnet, since,
             }).collect()
         }
     }
@@ -183,7 +188,7 @@ mod tests {
 
     #[test]
     fn one_more_than_the_limit_is_refused() {
-        for (name, limit) in [("address", MAX_ADDRESSES), ("route", MAX_ROUTES)] {
+        for (name, limit) in [("address", MAX_ADDRESSES), ("route", MAX_ROUTES), ("subnet", 1)] {
             assert!(read(&many(name, limit)).is_ok() && read(&many(name, limit + 1)).is_err(), "{name}");
         }
         let mut node = element("node", NODE).with("name", "n").with("version", "1");
