@@ -74,7 +74,9 @@ fn with_node(socket: &Path, body: impl FnOnce()) {
                     Request::AcceptPin { jid } if jid.starts_with("vm2@") => {
                         Response::Done { message: format!("{jid} is pinned anew") }
                     }
-                    Request::AcceptPin { jid } => Response::Error { message: format!("nobody is called {jid}") },
+                    Request::AcceptPin { jid } | Request::ForgetPins { jid } => {
+                        Response::Error { message: format!("nobody is called {jid}") }
+                    }
                     Request::Names => Response::Names(Box::new(names())),
                     Request::Reload => Response::Done { message: String::new() },
                     Request::Friends => Response::Friends { friends: friends() },

@@ -15,6 +15,7 @@ mod rates;
 mod reload;
 mod run;
 mod servers;
+mod start;
 mod view;
 
 use crate::Error;

@@ -138,7 +138,6 @@ impl Node {
             Event::DescriptorGone { account, device } => {
                 self.descriptors.remove(&format!("{account}/{device}"));
             }
-            Event::Friends(_) => {}
             Event::Signal(s) => self.signals.push(s),
             // What is said of friends is tried with whole nodes (tests/social).
             Event::Friends(_) => {}
