@@ -140,8 +140,6 @@ impl Node {
             }
             Event::Friends(_) => {}
             Event::Signal(s) => self.signals.push(s),
-            // What is said of friends is tried with whole nodes (tests/social).
-            Event::Friends(_) => {}
         }
     }
 
