@@ -225,7 +225,9 @@ fn config(setup: &Setup, dir: &Path) -> String {
             "  - port: {SERVER_PORT}\n    ip: \"{address}\"\n    module: ejabberd_s2s_in\n    max_stanza_size: 262144\n    \
              shaper: none\n"
         );
-        (format!("s2s_use_starttls: required\ns2s_cafile: \"{dir}/ca.pem\"\n"), listener)
+        // It calls a server that was away again after a random time of up to five minutes, and refuses all that is for it.
+        let retry = "s2s_max_retry_delay: 2s\n";
+        (format!("s2s_use_starttls: required\ns2s_cafile: \"{dir}/ca.pem\"\n{retry}"), listener)
     } else {
         (String::new(), String::new())
     };
