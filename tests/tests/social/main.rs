@@ -4,5 +4,9 @@ mod both;
 mod cast;
 mod meet;
 mod multicast;
+#[path = "../group/puppet.rs"]
+#[allow(dead_code, reason = "these scenes need less of it")]
+mod puppet;
 mod stay;
 mod strangers;
+mod trust;
