@@ -265,13 +265,23 @@ proptest! {
     }
 
     #[test]
-    fn a_quote_that_is_not_between_us_and_the_peer_stays(
-        outer in whole(), quoted in whole(), a in unicast(), b in unicast(), kind in 3u8..13,
+    fn an_error_about_anything_but_our_packet_to_the_peer_is_refused(
+        outer in whole(), quoted in whole(), a in unicast(), b in unicast(),
+        kind in prop::sample::select(&[3u8, 4, 11, 12][..]), near in 0u32..64,
     ) {
-        prop_assume!(kind != 5 && (a, b) != (THEIR_LEASE, T.peer));
-        let quote = quoted.between(a, b).bytes();
-        let sent = error(&outer, kind, &quote);
-        prop_assert_eq!(run(&T, &sent), Ok(error(&outer.between(T.lease, T.own), kind, &quote)));
+        // Any other packet, and one whose source or destination differs in one bit.
+        let flip = |a: Ipv4Addr| Ipv4Addr::from_bits(a.to_bits() ^ 1 << (near % 32));
+        let close = if near < 32 { (flip(THEIR_LEASE), T.peer) } else { (THEIR_LEASE, flip(T.peer)) };
+        for (source, destination) in [(a, b), close] {
+            prop_assume!((source, destination) != (THEIR_LEASE, T.peer));
+            let sent = error(&outer, kind, &quoted.between(source, destination).bytes());
+            prop_assert_eq!(run(&T, &sent), Err(Refused::Malformed));
+        }
+        // In fragments it would be out of sight.
+        let right = error(&outer, kind, &quoted.between(THEIR_LEASE, T.peer).bytes());
+        let header = 20 + outer.options.len();
+        let first = ip(&Whole { kind: Kind::Echo, ..outer }, MORE_FRAGMENTS, &right[header..header + 24]);
+        prop_assert_eq!(run(&T, &first), Err(Refused::Malformed));
     }
 
     #[test]
