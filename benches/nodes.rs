@@ -10,7 +10,7 @@ use dataplane::stats::Stats;
 use dataplane::table::Routes;
 use dataplane::tunnel::limits::REKEY_TIMEOUT;
 use dataplane::tunnel::{Output, Peer, PrivateKey, Rng, SessionTable, Tunnel};
-use dataplane::{Path, Time, WallTime};
+use dataplane::{Path, Time, Translation, WallTime};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -184,6 +184,14 @@ impl Station {
             let segment = sent.first().map_or(1, |(_, d)| d.len());
             to.arrive(self.address, sent.into_iter().flat_map(|(_, d)| d).collect(), segment);
         }
+    }
+
+    /// Translates what comes from the peer.
+    ///
+    /// # Panics
+    /// On a station that has no tunnel: none of [`Pair::stations`].
+    pub fn translate(&self, translation: Translation) {
+        self.node.as_ref().expect("a tunnel").peer.set_translation(Some(translation));
     }
 
     /// Packets that were dropped so far, whatever for.

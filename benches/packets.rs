@@ -1,9 +1,11 @@
 //! Packets as TUN gives and takes them.
 
 use crate::Noise;
+use dataplane::Translation;
 use dataplane::packet::checksum::Sum;
 use dataplane::packet::virtio::{self, VNET_LEN};
 use dataplane::packet::{IPV4_LEN, IPV6_LEN, Split, TCP_LEN, UDP_LEN};
+use std::net::Ipv4Addr;
 
 /// Segments of a bulk super-packet: with their headers just below 64 KiB.
 pub const SEGMENTS: usize = 45;
@@ -11,6 +13,14 @@ pub const SEGMENTS: usize = 45;
 pub const MTU: usize = 1420;
 /// TCP options in bytes: two paddings and a timestamp, as Linux sends them.
 const OPTIONS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+
+/// How the flows' sender is translated.
+pub const TRANSLATION: Translation = Translation {
+    peer: Ipv4Addr::new(10, 0, 0, 1),
+    lease: Ipv4Addr::new(172, 31, 7, 1),
+    own: Ipv4Addr::new(172, 31, 0, 100),
+    broadcast: None,
+};
 
 /// What a flow is made of. Flows go from 10.0.0.1 to 10.0.0.2, or from fd00::1 to fd00::2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

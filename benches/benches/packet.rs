@@ -1,16 +1,18 @@
-//! Work on packets that is neither cipher nor kernel: split, coalesce, checksum.
+//! Work on packets that is neither cipher nor kernel: split, translate, coalesce, checksum.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
+use dataplane::Translation;
 use dataplane::packet::checksum::{Sum, update};
 use dataplane::packet::virtio::VNET_LEN;
-use dataplane::packet::{Coalescer, Split};
+use dataplane::packet::{Coalescer, Inner, Split};
 use ipop_benches::Noise;
-use ipop_benches::packets::{Flow, MTU, SEGMENTS};
+use ipop_benches::packets::{Flow, MTU, SEGMENTS, TRANSLATION};
 use std::hint::black_box;
 
 fn main() {
     let mut c = ipop_benches::criterion();
     split(&mut c);
+    translate(&mut c);
     coalesce(&mut c);
     checksum(&mut c);
     c.final_summary();
@@ -29,6 +31,34 @@ fn split(c: &mut Criterion) {
                     split.write(i, out);
                 }
                 black_box(&mut out);
+            });
+        });
+    }
+}
+
+/// There and back again, so that each is the other's input.
+fn translate(c: &mut Criterion) {
+    let mut group = c.benchmark_group("translate");
+    let there = TRANSLATION;
+    let back = Translation { peer: there.lease, lease: there.peer, own: [10, 0, 0, 2].into(), broadcast: None };
+    for (name, flow, payload) in [
+        ("tcp4 1420 B", Flow::Tcp4, Flow::Tcp4.full()),
+        ("udp4 1420 B", Flow::Udp4, Flow::Udp4.full()),
+        ("udp4 64 B", Flow::Udp4, 64),
+    ] {
+        let mut packet = flow.packets(1, payload, 40_000).remove(0).split_off(VNET_LEN);
+        let before = packet.clone();
+        let inner = Inner::parse(&packet).expect("a packet");
+        let len = there.translate(&mut packet, &inner).expect("translated");
+        let translated = Inner::parse(&packet).expect("a packet");
+        assert_eq!(back.translate(&mut packet, &translated), Ok(len));
+        assert_eq!(packet, before);
+        group.throughput(Throughput::Elements(2));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let packet = black_box(&mut packet[..]);
+                let ok = there.translate(packet, black_box(&inner)).is_ok();
+                ok & back.translate(black_box(packet), black_box(&translated)).is_ok()
             });
         });
     }

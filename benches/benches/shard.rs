@@ -6,7 +6,7 @@ use criterion::{Criterion, Throughput};
 use dataplane::crypto::Backend;
 use dataplane::io::TURN_PACKETS;
 use ipop_benches::nodes::{Pair, Station};
-use ipop_benches::packets::{Flow, SEGMENTS};
+use ipop_benches::packets::{Flow, SEGMENTS, TRANSLATION};
 use std::time::{Duration, Instant};
 
 /// Super-packets in one turn: as many as [`dataplane::io::TURN_BYTES`] lets in.
@@ -24,7 +24,10 @@ fn main() {
         let bytes = reads.iter().map(Vec::len).sum::<usize>() as u64;
         let throughput = Throughput::ElementsAndBytes { elements: packets as u64, bytes };
         outbound(&mut c, name, &reads, throughput.clone());
-        inbound(&mut c, name, &reads, throughput);
+        inbound(&mut c, name, &reads, throughput.clone(), false);
+        if !name.starts_with("tcp6") {
+            inbound(&mut c, &format!("{name}, translated"), &reads, throughput, true);
+        }
     }
     c.final_summary();
 }
@@ -40,8 +43,11 @@ fn outbound(c: &mut Criterion, name: &str, reads: &[Vec<u8>], throughput: Throug
     assert_eq!(a.count("udp_datagrams_out"), a.count("tun_packets_in"), "every packet was sent");
 }
 
-fn inbound(c: &mut Criterion, name: &str, reads: &[Vec<u8>], throughput: Throughput) {
+fn inbound(c: &mut Criterion, name: &str, reads: &[Vec<u8>], throughput: Throughput, translated: bool) {
     let [mut a, mut b] = Pair::new(Backend::detect()).stations();
+    if translated {
+        b.translate(TRANSLATION);
+    }
     let mut group = c.benchmark_group("shard/inbound");
     group.throughput(throughput);
     group.bench_function(name, |bench| {

@@ -14,6 +14,7 @@ const BATCH: usize = 4096;
 fn main() {
     let mut c = ipop_benches::criterion();
     routes(&mut c);
+    leases(&mut c);
     replay(&mut c);
     c.final_summary();
 }
@@ -59,6 +60,32 @@ fn routes(c: &mut Criterion) {
         }
         group.throughput(Throughput::Elements(n as u64));
         group.bench_function(format!("snapshot of {n}"), |b| b.iter_with_large_drop(|| black_box(&routes).clone()));
+    }
+}
+
+/// Friends in one subnet: a lease and a ULA each. What a friend more costs a packet.
+fn leases(c: &mut Criterion) {
+    let mut group = c.benchmark_group("leases");
+    for n in [10u32, 2_000, 60_000] {
+        let mut noise = Noise::new(7);
+        let mut routes = Routes::new();
+        let mut known: Vec<IpAddr> = Vec::new();
+        for i in 0..n {
+            let lease = IpAddr::from((0xac1f_0000 + 256 + i).to_be_bytes());
+            let ula = 0xfd00_1234_5678_u128 << 80 | u128::from(noise.draw());
+            let friend = Arc::new(i);
+            routes.insert(Prefix::new(lease, 32).expect("a prefix"), friend.clone());
+            routes.insert(Prefix::new(ula.to_be_bytes().into(), 128).expect("a prefix"), friend);
+            known.push(lease);
+        }
+        let addresses: Vec<IpAddr> = (0..BATCH).map(|_| known[(noise.draw() % u64::from(n)) as usize]).collect();
+        group.throughput(Throughput::Elements(BATCH as u64));
+        group.bench_function(format!("lookup in {n}"), |b| {
+            b.iter(|| {
+                let hits = black_box(&addresses).iter().filter(|a| routes.lookup(**a).is_some()).count();
+                assert_eq!(hits, BATCH, "all are there");
+            });
+        });
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Peer {
     others: Mutex<Others>,
     path: ArcSwapOption<Path>,
     translation: ArcSwapOption<Translation>,
+    /// There is one: most peers have none, and learn that by one load.
+    translated: AtomicBool,
     pub(super) activity: Activity,
     persistent_keepalive: AtomicU16,
     last_handshake: AtomicU64,
@@ -69,6 +71,7 @@ impl Peer {
             others: Mutex::default(),
             path: ArcSwapOption::empty(),
             translation: ArcSwapOption::empty(),
+            translated: AtomicBool::new(false),
             activity: Activity::default(),
             persistent_keepalive: AtomicU16::new(0),
             last_handshake: AtomicU64::new(0),
@@ -100,12 +103,13 @@ impl Peer {
     /// How its IPv4 packets are translated on arrival; `None`: they are taken as they are.
     #[must_use]
     pub fn translation(&self) -> Option<Translation> {
-        self.translation.load().as_deref().copied()
+        if self.translated.load(Acquire) { self.translation.load().as_deref().copied() } else { None }
     }
 
     /// Sets how its IPv4 packets are translated, from the next batch on.
     pub fn set_translation(&self, translation: Option<Translation>) {
         self.translation.store(translation.map(Arc::new));
+        self.translated.store(translation.is_some(), Release);
     }
 
     /// Whether packets wait while there is no path, for somebody who finds one.
