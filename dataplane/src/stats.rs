@@ -71,7 +71,8 @@ reasons! {
     Spoofed = "spoofed",
     /// Inbound: multicast or broadcast of a translated peer while multicast is off.
     MulticastOff = "multicast_off",
-    /// Inbound: a packet of a translated peer that contradicts itself, or is a redirect or source-routed.
+    /// Inbound: a packet of a translated peer that contradicts itself, is source-routed, a redirect, or an ICMP error about
+    /// somebody else's packet.
     Untranslatable = "untranslatable",
     /// Inbound: the TUN device refused the packet.
     TunWriteFailed = "tun_write_failed",

@@ -90,12 +90,13 @@ impl<D: Driver> Shard<D> {
         if self.make_room(split, now)? == Room::NotYet {
             return Ok(Taken::NotYet);
         }
-        // Looking for peers has its price too, so that a flood of packets for nobody is held off as well.
-        if !self.multicast.allowed(now, segments) {
+        let audience = self.shared.audience.load();
+        // Looking for the linked ones has its price too, a copy's for 256 peers: a flood for nobody is held off as well.
+        if !self.multicast.allowed(now, segments + audience.len() / FANOUT) {
             drop(self, Drop::MulticastRate, 1);
             return Ok(Taken::Yes);
         }
-        let more = self.multicast.gather(&self.shared.audience.load(), now);
+        let more = self.multicast.gather(&audience, now);
         let mut linked = std::mem::take(&mut self.multicast.linked);
         let copies = linked.len();
         if copies == 0 {

@@ -174,3 +174,22 @@ fn copies_that_find_the_socket_full_are_dropped_and_the_first_waits() {
     hub.assert_drops(&[(Drop::SendBufferFull, full)]);
     hub.stop();
 }
+
+#[test]
+fn a_flood_for_nobody_is_held_off_too() {
+    let mut hub = Node::new(HUB, OFFLOADS);
+    hub.shared.set_multicast(Some(OURS));
+    let friends = 2560u32;
+    for n in 0..friends {
+        let mut key = [7; 32];
+        key[8..12].copy_from_slice(&n.to_be_bytes());
+        hub.tunnel.add_peer(dataplane::tunnel::PublicKey(key)).expect("room").set_translation(Some(friend(1)));
+    }
+    hub.shared.audience.store(std::sync::Arc::new(hub.tunnel.peers().cloned().collect()));
+    (0..3000).for_each(|_| hub.read(plain(&udp(MDNS))));
+    hub.run();
+    // Each costs a copy, and one for every 256 friends who are looked at.
+    let looked = 64 * 256 / (1 + u64::from(friends) / 256);
+    hub.assert_drops(&[(Drop::MulticastNobody, looked), (Drop::MulticastRate, 3000 - looked)]);
+    hub.stop();
+}

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use control::config::{GroupSource, XmppConfig};
 use control::ice::{Candidate, CandidateKind, Credentials};
 use control::identity::Descriptor;
-use control::xmpp::{Event, Negotiation, Settings, Signal, SignalError, Verdict, Xmpp};
+use control::xmpp::{Event, FriendSource, Negotiation, Settings, Signal, SignalError, Verdict, Xmpp};
 use ipop_tests::ns::Namespace;
 use ipop_tests::process::wait_for;
 use tokio::runtime::Runtime;
@@ -34,6 +34,19 @@ pub(crate) struct Puppet {
 impl Puppet {
     /// Logs in from `ns`, and waits until it knows the group's members.
     pub(crate) fn login(cast: &Cast, ns: &Namespace, user: &str, password: &str, resource: &str) -> Result<Self> {
+        let groups = vec![GroupSource::Roster(GROUP.into())];
+        Self::login_to(cast, ns, user, password, resource, (groups, vec![]))
+    }
+
+    /// The same for networks of the caller's choice: groups, and networks of friends.
+    pub(crate) fn login_to(
+        cast: &Cast,
+        ns: &Namespace,
+        user: &str,
+        password: &str,
+        resource: &str,
+        (groups, friends): (Vec<GroupSource>, Vec<FriendSource>),
+    ) -> Result<Self> {
         let address = cast.xmpp.address();
         let account = XmppConfig {
             jid: cast.xmpp.jid(user),
@@ -42,12 +55,7 @@ impl Puppet {
             direct_tls: false,
             ca_file: Some(cast.ca()),
         };
-        let settings = Settings {
-            account,
-            resource: resource.into(),
-            groups: vec![GroupSource::Roster(GROUP.into())],
-            friends: vec![],
-        };
+        let settings = Settings { account, resource: resource.into(), groups, friends };
         let heard = Arc::new(Mutex::new(Heard::default()));
         // The runtime's threads are made in the namespace, and so are their sockets.
         let runtime = ns.run(|| {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use control::admin::status::{FriendStatus, PeerStatus};
-pub(crate) use ipop_tests::cast::{Cast, Xmpp, group_scene as scene};
-use ipop_tests::cast::{FIND, password, user};
+use ipop_tests::cast::password;
+pub(crate) use ipop_tests::cast::{Cast, FIND, GROUP, Xmpp, group_scene as scene, user};
 use ipop_tests::node::{Members, Node, Options, first_ping};
 use ipop_tests::process::{output, wait_for};
 use ipop_tests::traffic::{Seen, tcp_transfer, udp_echo};

@@ -5,5 +5,9 @@ mod cast;
 mod federated;
 mod meet;
 mod multicast;
+#[path = "../group/puppet.rs"]
+#[allow(dead_code, reason = "these scenes need less of it")]
+mod puppet;
 mod stay;
 mod strangers;
+mod trust;

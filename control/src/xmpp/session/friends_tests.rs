@@ -280,6 +280,45 @@ fn what_is_known_of_friends_is_told_once_for_a_burst() {
     assert!(t.events().is_empty());
 }
 
+#[test]
+fn two_thousand_friends_are_known_soon() {
+    const MANY: usize = 2_000;
+    let mut t = before(Allow::Everybody);
+    let start = std::time::Instant::now();
+    let items: String = (0..MANY).map(|n| format!("<item jid='f{n}@x.test' subscription='both'/>")).collect();
+    t.hear(&format!("<iq type='result' id='1'><query xmlns='jabber:iq:roster'>{items}</query></iq>"));
+    t.hear("<iq type='result' id='2'><blocklist xmlns='urn:xmpp:blocking'/></iq>");
+    assert_eq!(members(&t.events()).expect("members").len(), MANY);
+    // Not all are asked at once, and each answer is followed by the next question.
+    let mut asked = 0;
+    loop {
+        let questions: Vec<Element> =
+            t.session.take_out().into_iter().filter(|e| e.has_child("pubsub", ns::PUBSUB)).collect();
+        let questions: Vec<&Element> =
+            questions.iter().filter(|e| e.attr("to").is_some_and(|j| j.starts_with('f'))).collect();
+        if questions.is_empty() {
+            break;
+        }
+        assert!(questions.len() <= 32, "{} at once", questions.len());
+        for q in questions {
+            asked += 1;
+            let (id, from) = (q.attr("id").expect("id"), q.attr("to").expect("to"));
+            t.hear(&format!(
+                "<iq type='result' id='{id}' from='{from}'><pubsub xmlns='{}'><items node='{}'/></pubsub></iq>",
+                ns::PUBSUB,
+                crate::xmpp::xml::NODE
+            ));
+            t.hear(&format!("<presence from='{from}/ipop-1'/>"));
+        }
+    }
+    assert_eq!(asked, MANY);
+    assert_eq!(t.events().iter().filter(|e| matches!(e, Event::Presence { .. })).count(), MANY);
+    t.hear(&push("<item jid='f7@x.test' subscription='remove'/>"));
+    assert_eq!(members(&t.events()).expect("members").len(), MANY - 1);
+    // A second or less; a walk through all of them for each would take minutes.
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
 proptest::proptest! {
     #[test]
     fn no_stanza_about_friends_panics(

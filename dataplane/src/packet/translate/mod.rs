@@ -62,8 +62,9 @@ pub enum Refused {
     #[error("multicast is off")]
     Multicast,
     /// Its checksum, which covers the addresses, is missing (the packet ends before it, or it is in a later fragment:
-    /// RFC 1858), its options contradict their lengths, or it is a redirect or source-routed: both are about addresses
-    /// that mean nothing on this side (RFC 7126 section 4.3 and 4.4 advises to drop the latter anyway).
+    /// RFC 1858), its options contradict their lengths, it is an ICMP error about somebody else's packet, or it is a
+    /// redirect or source-routed: both are about addresses that mean nothing on this side (RFC 7126 section 4.3 and 4.4
+    /// advises to drop the latter anyway).
     #[error("the packet cannot be translated")]
     Malformed,
 }
@@ -97,7 +98,7 @@ impl Translation {
         if fragment & FRAGMENT_OFFSET == 0 {
             let payload = &mut rest[..total_len - header_len];
             if header[9] == protocol::ICMP {
-                self.translate_icmp(payload, old, new)?;
+                self.translate_icmp(payload, fragment & MORE_FRAGMENTS != 0, old, new)?;
             } else if let Some((at, nonzero)) = checksum_of(header[9]) {
                 let sum = payload.get_mut(at..).and_then(<[u8]>::first_chunk_mut).ok_or(Refused::Malformed)?;
                 *sum = if nonzero { change.apply_nonzero(*sum) } else { change.apply(*sum) };

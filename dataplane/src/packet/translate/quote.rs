@@ -23,23 +23,31 @@ impl Translation {
     /// Translates what an ICMP message quotes, if it is an error. `old` is the message's destination as it came, which is
     /// what the peer calls us, and `new` what it becomes: so did the source of the packet that we sent.
     ///
-    /// A quote that is not between us and the peer is left alone, as is one too short to hold both addresses. What a
-    /// quoted error quotes itself is left alone too: there are no errors about errors (RFC 1122 section 3.2.2).
-    pub(super) fn translate_icmp(&self, icmp: &mut [u8], old: Ipv4Addr, new: Ipv4Addr) -> Result<(), Refused> {
+    /// An error about anything but a packet of ours to the peer is refused: the peer's node is on no other packet's way,
+    /// and kernels take errors from anybody, so that a friend could end our connections with others. One that quotes too
+    /// little to hold both addresses says nothing, unless they are in a later fragment (`cut`). What a quoted error quotes
+    /// itself is left alone: there are no errors about errors (RFC 1122 section 3.2.2).
+    pub(super) fn translate_icmp(
+        &self,
+        icmp: &mut [u8],
+        cut: bool,
+        old: Ipv4Addr,
+        new: Ipv4Addr,
+    ) -> Result<(), Refused> {
         match icmp.first() {
             Some(&kind::REDIRECT) => return Err(Refused::Malformed),
             Some(&(kind::UNREACHABLE | kind::SOURCE_QUENCH | kind::TIME_EXCEEDED | kind::PARAMETER_PROBLEM)) => {}
             _ => return Ok(()),
         }
         if icmp.len() < ICMP_LEN + IPV4_LEN {
-            return Ok(());
+            return if cut { Err(Refused::Malformed) } else { Ok(()) };
         }
         let (icmp, quote) = icmp.split_at_mut(ICMP_LEN);
         let (source, destination) = (address(quote, 12), address(quote, 16));
         let header_len = usize::from(quote[0] & 0xf) * 4;
         // Such a packet was translated by the peer: from what it calls us, to what it calls itself.
         if quote[0] >> 4 != 4 || header_len < IPV4_LEN || source != old || destination != self.peer {
-            return Ok(());
+            return Err(Refused::Malformed);
         }
         let change = Change::NONE.u32(source.to_bits(), new.to_bits()).u32(destination.to_bits(), self.lease.to_bits());
         let sum = [quote[10], quote[11]];
