@@ -11,6 +11,7 @@ use dataplane::table::Prefix;
 use dataplane::{Path, SideDatagram};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use super::agent::Agent;
 use super::candidate::Credentials;
@@ -303,7 +304,7 @@ impl Drop for Probing<'_> {
 fn new_credentials() -> Credentials {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let text = |bytes: &[u8]| bytes.iter().map(|b| char::from(ALPHABET[usize::from(b % 64)])).collect();
-    Credentials { ufrag: text(&random::<8>()), password: text(&random::<24>()) }
+    Credentials { ufrag: text(&random::<8>()), password: Zeroizing::new(text(&random::<24>())) }
 }
 
 /// What a negotiation has that was refused.

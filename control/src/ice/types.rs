@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dataplane::Path;
+use zeroize::Zeroizing;
 
 use super::candidate::CandidateKind;
 use super::turn::Lease;
@@ -31,7 +32,7 @@ pub struct TurnServer {
     /// User name of the long-term credential (RFC 8489, section 9.2).
     pub username: String,
     /// Its password.
-    pub password: String,
+    pub password: Zeroizing<String>,
 }
 
 impl fmt::Debug for TurnServer {

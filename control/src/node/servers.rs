@@ -38,7 +38,7 @@ async fn configured(config: &IceConfig) -> Event {
             Ok(found) => turn.extend(found.into_iter().map(|address| TurnServer {
                 address,
                 username: server.username.clone(),
-                password: server.password.to_string(),
+                password: server.password.clone(),
             })),
             Err(e) => problems.push(e),
         }
@@ -72,7 +72,7 @@ async fn offered(xmpp: &Xmpp) -> Event {
                 turn.extend(found.into_iter().map(|address| TurnServer {
                     address,
                     username: username.clone(),
-                    password: password.to_string(),
+                    password: password.clone(),
                 }));
             }
             _ if (s.kind == ServiceKind::Turn) => {
@@ -145,7 +145,7 @@ mod tests {
         let turn = turn.iter().map(|(n, user)| TurnServer {
             address: at(*n),
             username: (*user).to_owned(),
-            password: String::new(),
+            password: String::new().into(),
         });
         Servers { stun: stun.iter().map(|n| at(*n)).collect(), turn: turn.collect() }
     }

@@ -31,7 +31,11 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn account(internet_address: std::net::Ipv4Addr) -> TurnServer {
-    TurnServer { address: turn_server::address(internet_address), username: USER.into(), password: PASSWORD.into() }
+    TurnServer {
+        address: turn_server::address(internet_address),
+        username: USER.into(),
+        password: PASSWORD.to_owned().into(),
+    }
 }
 
 /// From two nodes that know nothing to a path that carries data, for each pair of gateways.
@@ -115,8 +119,11 @@ fn without_a_server_firewalled_sites_have_no_path_and_say_what_was_tried() {
         let internet = Internet::new()?;
         let sites = [internet.site("a", Gateway::ServerOnly, 1)?, internet.site("b", Gateway::Symmetric, 1)?];
         runtime()?.block_on(async {
-            let nobody =
-                TurnServer { address: "203.0.113.99:3478".parse()?, username: "u".into(), password: "p".into() };
+            let nobody = TurnServer {
+                address: "203.0.113.99:3478".parse()?,
+                username: "u".into(),
+                password: "p".to_owned().into(),
+            };
             let machine = |i: usize| {
                 Machine::start(&sites[i].hosts[0].ns, sites[i].hosts[0].address.into(), Some(nobody.clone()))
             };
@@ -140,7 +147,7 @@ fn a_wrong_password_is_told() {
         let _turn = turn_server::TurnServer::start(&server)?;
         let site = internet.site("a", Gateway::Public, 1)?;
         runtime()?.block_on(async {
-            let wrong = TurnServer { password: "wrong".into(), ..account(server.address) };
+            let wrong = TurnServer { password: "wrong".to_owned().into(), ..account(server.address) };
             let m = Machine::start(&site.hosts[0].ns, site.hosts[0].address.into(), Some(wrong))?;
             let error = wait(|| m.node.servers().into_iter().find_map(|s| s.error)).await?;
             ensure!(error.contains("401") && error.contains("password"), "{error}");

@@ -14,7 +14,6 @@ use dataplane::Path;
 use dataplane::path::canonical;
 use dataplane::table::Prefix;
 use tokio::sync::{mpsc, oneshot};
-use zeroize::Zeroizing;
 
 use super::binding::Binding;
 use super::candidate::{Candidate, CandidateKind, Credentials};
@@ -191,7 +190,7 @@ impl Core {
             if self.turn.len() >= MAX_SERVERS || self.turn.iter().any(|s| s.server() == a) {
                 continue;
             }
-            let account = Account { username: t.username, password: Zeroizing::new(t.password) };
+            let account = Account { username: t.username, password: t.password };
             match old.iter().position(|s| s.server() == a) {
                 Some(i) => {
                     let mut kept = old.swap_remove(i);

@@ -17,13 +17,13 @@ fn a(s: &str) -> SocketAddr {
 }
 
 fn credentials() -> Credentials {
-    Credentials { ufrag: "ours".into(), password: "our-password".into() }
+    Credentials { ufrag: "ours".into(), password: "our-password".to_owned().into() }
 }
 
 fn core(now: Instant) -> Core {
     let mut c = Core::new(1000, false);
     c.set_hosts(vec!["198.18.0.1".parse().expect("ip")], now);
-    let server = TurnServer { address: a(TURN), username: "u".into(), password: "p".into() };
+    let server = TurnServer { address: a(TURN), username: "u".into(), password: "p".to_owned().into() };
     c.set_servers(vec![a("203.0.113.2:3478")], vec![server], now);
     c.poll(now);
     c

@@ -91,7 +91,8 @@ async fn start(seam: &Arc<Seam>) -> Result<Agent, String> {
     let config = AgentConfig {
         udp_network: UDPNetwork::Muxed(Arc::new(Mux(seam.clone()))),
         local_ufrag: seam.credentials.ufrag.clone(),
-        local_pwd: seam.credentials.password.clone(),
+        // The agent keeps passwords as plain strings of its own, for the seconds that it lives.
+        local_pwd: seam.credentials.password.to_string(),
         multicast_dns_mode: MulticastDnsMode::Disabled,
         disconnected_timeout: Some(NEVER),
         failed_timeout: Some(NEVER),
@@ -154,8 +155,8 @@ async fn find(seam: &Seam, agent: &Agent) -> Result<Chosen, String> {
     let (_cancel, cancelled) = mpsc::channel(1);
     let connect = async {
         match seam.role {
-            Role::Controlling => agent.dial(cancelled, remote.ufrag, remote.password).await.map(drop),
-            Role::Controlled => agent.accept(cancelled, remote.ufrag, remote.password).await.map(drop),
+            Role::Controlling => agent.dial(cancelled, remote.ufrag, remote.password.to_string()).await.map(drop),
+            Role::Controlled => agent.accept(cancelled, remote.ufrag, remote.password.to_string()).await.map(drop),
         }
     };
     tokio::pin!(connect);

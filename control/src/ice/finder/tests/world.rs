@@ -232,7 +232,7 @@ impl World {
                     relay: relays[i].then_some(relay),
                     credentials: Credentials {
                         ufrag: format!("frag{i}"),
-                        password: format!("password-of-node-number-{i}"),
+                        password: format!("password-of-node-number-{i}").into(),
                     },
                     finder: OnceLock::new(),
                     mappings: Mutex::default(),
