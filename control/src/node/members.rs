@@ -5,6 +5,7 @@ use super::network::{Around, Network};
 use super::run::{LEASES, Node, PINS};
 use crate::admin::Response;
 use crate::config::{AddressChoice, NetworkKind};
+use crate::identity::base64;
 use crate::network::address::{OwnAddress, Settlement, choose, host_prefix, settle, usable};
 use crate::network::members::{claims, split_jid};
 use crate::network::{Inputs, Node as Member, Own, Refused, plan};
@@ -47,7 +48,7 @@ impl Node {
                 tracing::error!(
                     "THE KEY OF {} CHANGED to {}: it is refused until you say `ipop-fast pins accept {}`",
                     r.jid,
-                    r.public_key,
+                    base64::public(&r.public_key),
                     r.jid
                 );
             }
@@ -116,7 +117,7 @@ impl Node {
             keys => {
                 self.keep_pins();
                 self.stir();
-                let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+                let keys: Vec<String> = keys.iter().map(base64::public).collect();
                 let message = format!("accepted of {jid}: {}", keys.join(", "));
                 tracing::warn!("changed keys were {message}");
                 Response::Done { message }

@@ -6,6 +6,7 @@ use super::peer::Peer;
 use super::run::Node;
 use crate::admin::status::{LinkStatus, NetworkStatus, PeerStatus, ServerStatus, Status, XmppStatus};
 use crate::ice::{ServerKind, ServerState};
+use crate::identity::base64;
 use dataplane::Engine;
 use std::collections::BTreeMap;
 
@@ -61,9 +62,9 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
             name: r.name.clone(),
             jid: r.jid.clone(),
             online: node.present.contains(&r.jid),
-            public_key: r.pinned.map_or_else(String::new, |k| k.to_string()),
+            public_key: r.pinned.map_or_else(String::new, |k| base64::public(&k)),
             pin: if r.pinned.is_some() { "changed" } else { "refused" }.to_owned(),
-            pin_detail: Some(r.public_key.to_string()),
+            pin_detail: Some(base64::public(&r.public_key)),
             link: LinkStatus {
                 state: "idle".to_owned(),
                 why: match r.pinned {
@@ -83,7 +84,7 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
         subnet: n.subnet().map(|p| p.to_string()),
         interface: n.config.interface.clone(),
         addresses: n.interface_addresses().iter().map(|(a, len)| format!("{a}/{len}")).collect(),
-        public_key: n.public_key.to_string(),
+        public_key: base64::public(&n.public_key),
         listen_port: n.port,
         host_addresses: n.host_addresses.iter().flatten().map(ToString::to_string).collect(),
         routes: n.routes().iter().map(ToString::to_string).collect(),
@@ -115,7 +116,7 @@ fn peer(p: &Peer) -> PeerStatus {
         addresses: p.planned.addresses.iter().map(|a| a.address().to_string()).collect(),
         calls_itself: own_name(&p.planned),
         routes: p.planned.routes.iter().map(ToString::to_string).collect(),
-        public_key: p.planned.public_key.to_string(),
+        public_key: base64::public(&p.planned.public_key),
         pin: "pinned".to_owned(),
         pin_detail: None,
         link: p.status(Engine::now()),

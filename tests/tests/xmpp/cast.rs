@@ -139,6 +139,8 @@ impl Node {
                 self.descriptors.remove(&format!("{account}/{device}"));
             }
             Event::Signal(s) => self.signals.push(s),
+            // What is said of friends is tried with whole nodes (tests/social).
+            Event::Friends(_) => {}
         }
     }
 

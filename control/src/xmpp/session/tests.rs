@@ -371,7 +371,7 @@ impl Talk {
             Event::Members { network, accounts } if network.starts_with("muc:") => Some(accounts),
             _ => None,
         };
-        self.events().into_iter().filter_map(of_room).last()
+        self.events().into_iter().filter_map(of_room).next_back()
     }
 
     fn put_out(&mut self, codes: &[&str]) {
