@@ -119,14 +119,32 @@ pub(crate) fn resolved(steps: &mut Steps) -> Result<()> {
     Need::Resolved.missing().map_or(Ok(()), |why| bail!(why))
 }
 
-/// Builds the release binary and gives its path.
-pub(crate) fn ipop_fast(steps: &mut Steps) -> Result<PathBuf> {
+/// How the program under test is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// As it is installed: for figures.
+    Release,
+    /// As unit tests are, of the same crates: tests ask whether it works, and a release build of everything takes as
+    /// long as half of them.
+    Test,
+}
+
+/// Builds the program and gives its path.
+pub(crate) fn ipop_fast(steps: &mut Steps, build: Build) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("IPOP_FAST") {
         steps.say(&format!("  IPOP_FAST is set: {} is the program under test", path.display()));
         return Implementation::under_test().binary();
     }
-    steps.run("release build", cargo().args(["build", "--release", "-p", "ipop-control"]))?;
-    let path = target_dir().join("release/ipop-fast");
+    let path = match build {
+        Build::Release => {
+            steps.run("release build", cargo().args(["build", "--release", "-p", "ipop-control"]))?;
+            target_dir().join("release/ipop-fast")
+        }
+        Build::Test => {
+            steps.run("build", cargo().args(["build", "-p", "ipop-control", "-p", "ipop-tests"]))?;
+            target_dir().join("debug/ipop-fast")
+        }
+    };
     path.canonicalize().with_context(|| format!("no {}", path.display()))
 }
 

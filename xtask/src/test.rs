@@ -111,7 +111,7 @@ fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
     }
     packages::boringtun(steps)?;
     packages::resolved(steps)?;
-    let binary = packages::ipop_fast(steps)?;
+    let binary = packages::ipop_fast(steps, packages::Build::Test)?;
     let boringtun = Implementation::Boringtun.binary()?;
     let names = end_to_end_binaries()?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -133,7 +133,12 @@ fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
     if options.filter.is_some() {
         return all;
     }
-    let mut demo = Command::new(std::env::current_exe()?);
-    demo.args(["demo", "--once", "--app", "--seconds", "1"]).env("IPOP_FAST", &binary);
-    all.and(steps.run("the demo: cargo xtask demo --once --app", &mut demo))
+    let demo = |kind: &str| -> Result<Command> {
+        let mut c = Command::new(std::env::current_exe()?);
+        c.args(["demo", "--once", "--seconds", "1", kind]).env("IPOP_FAST", &binary);
+        Ok(c)
+    };
+    let group = steps.run("the demo of a group: cargo xtask demo --once --app", &mut demo("--app")?);
+    let friends = steps.run("the demo of friends: cargo xtask demo --once --social", &mut demo("--social")?);
+    all.and(group).and(friends)
 }

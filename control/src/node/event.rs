@@ -59,9 +59,9 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) enum Progress {
     /// The other side did not take our signal.
-    Refused { why: String, tie_break: bool, gone: bool },
-    /// A path was found.
-    Found { found: ice::Found, local: Credentials, remote: Credentials },
+    Refused { why: String, tie_break: bool, gone: bool, unanswered: bool },
+    /// A path was found, so long after the start.
+    Found { found: ice::Found, took: Duration, local: Credentials, remote: Credentials },
     /// No path.
     Failed { why: String },
 }

@@ -9,6 +9,7 @@ mod members;
 mod names;
 mod negotiation;
 mod network;
+mod pace;
 mod peer;
 mod port;
 mod rates;

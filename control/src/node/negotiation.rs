@@ -3,6 +3,7 @@
 use super::event::{Event, LinkId, Progress, Remote};
 use crate::ice::{Agent, AgentEvent, Credentials, IceNode, Role};
 use crate::xmpp::{Negotiation, Signal, SignalError, Xmpp};
+use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -53,6 +54,7 @@ async fn talk(link: LinkId, sid: String, xmpp: Xmpp, mut signals: mpsc::Receiver
                 why: e.to_string(),
                 tie_break: matches!(e, SignalError::TieBreak),
                 gone: matches!(e, SignalError::Gone),
+                unanswered: matches!(e, SignalError::Timeout),
             };
             let _ = events.send(Event::Negotiation { link, sid, what }).await;
             return;
@@ -68,6 +70,7 @@ async fn find(
     signals: mpsc::Sender<Signal>,
     events: mpsc::Sender<Event>,
 ) {
+    let start = Instant::now();
     let Subject { link, sid, role, network } = subject;
     let mut agent = ice.negotiate(role);
     let local = agent.credentials();
@@ -101,7 +104,7 @@ async fn find(
         }
     };
     let what = match (found, theirs) {
-        (Ok(found), Some(remote)) => Progress::Found { found, local, remote },
+        (Ok(found), Some(remote)) => Progress::Found { found, took: start.elapsed(), local, remote },
         (Ok(_), None) => Progress::Failed { why: "a path was found before the peer said how to check it".into() },
         (Err(failed), _) => Progress::Failed { why: failed.why },
     };

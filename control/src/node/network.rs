@@ -1,6 +1,7 @@
 //! One network at work: its interface, its engine, its ICE side and the links to its members.
 
 use super::event::{Event, LinkId, NetworkId};
+use super::pace::Pace;
 use super::peer::{Hands, Peer};
 use super::port::{EnginePort, Ferry};
 use crate::Error;
@@ -32,11 +33,6 @@ pub(super) use hands;
 
 /// Length of the prefix of stable IPv6 addresses.
 const ULA_LEN: u8 = 64;
-
-/// Attempts that nobody waits for, at once. A path takes a quarter of a second if it is direct and a second if it is relayed,
-/// most of it waiting: so a hundred members are linked in a few seconds, and fifty nodes of one small machine (as in the
-/// tests) do not make each other run out of time.
-const BACKGROUND: usize = 8;
 
 /// What a network's plan is carried out with.
 pub(super) struct Around<'a> {
@@ -88,6 +84,7 @@ pub(super) struct Network {
     pub(super) host_addresses: Option<Vec<IpAddr>>,
     /// Routes that the kernel did not take, until this machine's own change.
     pub(super) refused_routes: BTreeSet<Prefix>,
+    pub(super) pace: Pace,
     _ferry: Ferry,
 }
 
@@ -140,6 +137,7 @@ impl Network {
             warnings: Vec::new(),
             host_addresses: None,
             refused_routes: BTreeSet::new(),
+            pace: Pace::default(),
             config,
             _ferry: ferry,
         })
@@ -347,7 +345,7 @@ impl Network {
                 peer.pump(&hands);
             }
         }
-        let free = BACKGROUND.saturating_sub(self.searching());
+        let free = self.pace.at_once().saturating_sub(self.searching());
         let mut waiting: Vec<_> = self.peers.values_mut().filter_map(|p| Some((p.link.turn_at()?, p))).collect();
         waiting.retain(|(at, _)| *at <= now);
         waiting.sort_by_key(|(at, _)| *at);
@@ -364,7 +362,7 @@ impl Network {
     pub(super) fn next_timeout(&self) -> Option<Time> {
         let timers = self.peers.values().filter_map(|p| p.link.poll_timeout()).min();
         // With none free, the end of an attempt is the next chance.
-        let turns = if self.searching() < BACKGROUND {
+        let turns = if self.searching() < self.pace.at_once() {
             self.peers.values().filter_map(|p| p.link.turn_at()).min()
         } else {
             None

@@ -381,12 +381,17 @@ impl Node {
     fn take_progress(&mut self, link: &LinkId, sid: String, what: Progress) {
         let n = &mut self.networks[link.network];
         let hands = hands!(n, &self.xmpp, &self.events);
+        match what {
+            Progress::Refused { unanswered: true, .. } => n.pace.unanswered(),
+            Progress::Found { took, .. } => n.pace.found(took),
+            _ => {}
+        }
         let Some(p) = n.peers.get_mut(&link.jid) else { return };
         match what {
-            Progress::Refused { why, tie_break, gone } => {
+            Progress::Refused { why, tie_break, gone, .. } => {
                 p.handle(Input::SignalFailed { sid, why, tie_break, gone }, &hands);
             }
-            Progress::Found { found, local, remote } => p.found(&sid, found, local, remote, &hands),
+            Progress::Found { found, local, remote, .. } => p.found(&sid, found, local, remote, &hands),
             Progress::Failed { why } => p.handle(Input::AgentFailed { sid, why }, &hands),
         }
     }

@@ -30,8 +30,9 @@ pub use xml::services::{ExternalService, ServiceKind};
 
 /// Resources of nodes start with it: `ipop-<key hash>`. Other clients of an account (a chat program) are no nodes.
 pub const RESOURCE_PREFIX: &str = "ipop-";
-/// How long a peer or the server may take to answer.
-pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long a peer or the server may take to answer. With fifty nodes logging in at once on a small machine answers take
+/// seconds; what is given up too early was work for nothing, and is begun again.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Commands on their way to the connection.
 const COMMANDS: usize = 1024;

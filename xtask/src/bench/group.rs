@@ -39,7 +39,7 @@ pub(super) fn run(rounds: u32) -> Result<()> {
     packages::install(&mut steps)?;
     packages::demand_tunnels()?;
     scene::sweep();
-    packages::ipop_fast(&mut steps)?;
+    packages::ipop_fast(&mut steps, packages::Build::Release)?;
     ensure!(has_up(), "the ipop-fast under test has no command `up`: is IPOP_FAST another program?");
     let rig = Rig::start()?;
     let (mut group, mut by_hand) = (Vec::new(), Vec::new());

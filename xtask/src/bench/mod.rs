@@ -63,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         packages::boringtun(&mut steps)?;
     }
     if cast.iter().any(|(n, _)| n.starts_with("ipop")) {
-        packages::ipop_fast(&mut steps)?;
+        packages::ipop_fast(&mut steps, packages::Build::Release)?;
     }
     let (path, mut file) = results_file()?;
     let length = if options.quick { trials::Length::QUICK } else { trials::Length::FULL };

@@ -67,7 +67,7 @@ fn prepare(options: &Options) -> Result<()> {
     packages::install(&mut steps)?;
     packages::demand_tunnels()?;
     scene::sweep();
-    packages::ipop_fast(&mut steps)?;
+    packages::ipop_fast(&mut steps, packages::Build::Release)?;
     if !options.by_hand {
         demand(&servers::ejabberd_needs())?;
         demand(&[Need::Program("nft"), Need::Program("conntrack"), Need::Program("iperf3")])?;
