@@ -6,8 +6,8 @@ mod node;
 
 pub use generate::{completions, man};
 pub use node::{
-    CheckArgs, CompletionsArgs, FriendsArgs, FriendsCommand, ImportArgs, ManArgs, NodeChoice, PinsArgs, PinsCommand,
-    UpArgs, ViewArgs,
+    CheckArgs, CompletionsArgs, FriendsArgs, FriendsCommand, ImportArgs, ManArgs, NamesArgs, NodeChoice, PinsArgs,
+    PinsCommand, UpArgs, ViewArgs,
 };
 
 use clap::builder::FalseyValueParser;
@@ -24,6 +24,7 @@ Examples:
   ipop-fast up -c node.toml           join the networks of a configuration file
   ipop-fast status --watch            how they are
   ipop-fast friends add bob@x.org     ask somebody to be a friend, or accept it
+  ipop-fast names                     what their nodes are called: vm2.my_group.ipop
   ipop-fast doctor                    what this machine offers, and what to do about the rest
   ipop-fast stats wg0 --watch         live counters
 
@@ -62,6 +63,8 @@ pub enum Command {
     Peers(ViewArgs),
     /// Show the links to them: path, why that one, round trip and traffic
     Links(ViewArgs),
+    /// List the DNS names of all nodes that are known, with addresses and accounts
+    Names(NamesArgs),
     /// Show the pinned keys of the others, or accept a changed one
     Pins(PinsArgs),
     /// Show friends and who asks to be one; ask, accept or end it

@@ -16,6 +16,7 @@ pub mod identity;
 pub mod link;
 pub mod link_watch;
 pub mod logging;
+pub mod names;
 pub mod network;
 pub mod node;
 pub mod run;

@@ -3,7 +3,10 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use control::admin::view::{self, View};
+use control::admin::{
+    self,
+    view::{self, View},
+};
 use control::cli::{self, Cli, Command};
 use control::{config, daemon, doctor, node, stats};
 use std::process::ExitCode;
@@ -16,6 +19,7 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => view::main(View::Status, &args),
         Some(Command::Peers(args)) => view::main(View::Peers, &args),
         Some(Command::Links(args)) => view::main(View::Links, &args),
+        Some(Command::Names(args)) => admin::names::main(&args),
         Some(Command::Pins(args)) => view::pins(&args),
         Some(Command::Friends(args)) => view::friends(&args),
         Some(Command::Import(args)) => config::import::main(&args),

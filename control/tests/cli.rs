@@ -1,5 +1,6 @@
 //! The program as a person runs it, beside a node that only answers. Needs no rights.
 
+use control::admin::names::{Name, Names};
 use control::admin::status::{FriendStatus, LinkStatus, NetworkStatus, PeerStatus, Status};
 use control::admin::{Request, Response, listen, serve};
 use rustix::process::{Pid, Signal, kill_process};
@@ -49,6 +50,17 @@ fn friends() -> Vec<FriendStatus> {
     vec![friend("carol@example.org", "request"), friend("bob@example.org", "friend")]
 }
 
+fn names() -> Names {
+    let name = Name {
+        name: "vm2.g.ipop".to_owned(),
+        addresses: vec!["172.16.10.3".to_owned()],
+        jid: "vm2@example.org".to_owned(),
+        network: "group:g".to_owned(),
+        own: false,
+    };
+    Names { node: "vm1".to_owned(), enabled: true, names: vec![name], ..Names::default() }
+}
+
 /// Answers on `socket` while `body` runs.
 fn with_node(socket: &Path, body: impl FnOnce()) {
     let listening = listen(socket).expect("listen");
@@ -62,7 +74,10 @@ fn with_node(socket: &Path, body: impl FnOnce()) {
                     Request::AcceptPin { jid } if jid.starts_with("vm2@") => {
                         Response::Done { message: format!("{jid} is pinned anew") }
                     }
-                    Request::AcceptPin { jid } => Response::Error { message: format!("nobody is called {jid}") },
+                    Request::AcceptPin { jid } | Request::ForgetPins { jid } => {
+                        Response::Error { message: format!("nobody is called {jid}") }
+                    }
+                    Request::Names => Response::Names(Box::new(names())),
                     Request::Reload => Response::Done { message: String::new() },
                     Request::Friends => Response::Friends { friends: friends() },
                     Request::Befriend { action, jid } => Response::Done { message: format!("{action:?} {jid}") },
@@ -97,6 +112,11 @@ fn a_running_node_is_shown_and_steered() {
             let value: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one line of JSON");
             assert!(value.is_object(), "{value}");
         }
+        let out = run(&["names", "--socket", path]);
+        assert!(out.status.success() && said(&out).0.contains("vm2.g.ipop"), "{:?}", said(&out));
+        let out = run(&["names", "--json", "--socket", path]);
+        let value: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one line of JSON");
+        assert!(value["node"] == "vm1" && value["addresses"][0] == "172.16.10.3", "{value}");
         let out = run(&["pins", "list", "--socket", path]);
         assert!(said(&out).0.contains("pinned"), "{:?}", said(&out));
         let out = run(&["pins", "accept", "vm2@example.org", "--socket", path]);

@@ -20,6 +20,7 @@ pub mod process;
 pub mod raw_xmpp;
 pub mod relay;
 pub mod require;
+pub mod resolved;
 pub mod scene;
 pub mod servers;
 pub mod traffic;

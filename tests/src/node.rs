@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -56,8 +56,14 @@ pub struct Options {
     pub network_lines: String,
     /// Everything behind `[ice]`; empty: what the XMPP server offers.
     pub ice_lines: String,
+    /// Lines for `[xmpp]` in the place of `server` and `ca_file`, which otherwise are those of the harness.
+    pub xmpp_lines: Option<String>,
+    /// Environment variables beside those of the harness.
+    pub environment: Vec<(String, String)>,
     /// `LOG_LEVEL`.
     pub level: String,
+    /// What its command line begins with.
+    pub wrapper: Vec<String>,
 }
 
 /// The overlay of all tests.
@@ -77,7 +83,10 @@ impl Options {
             secret: None,
             network_lines: String::new(),
             ice_lines: String::new(),
+            xmpp_lines: None,
+            environment: Vec::new(),
             level: "debug".into(),
+            wrapper: Vec::new(),
         }
     }
 
@@ -97,8 +106,11 @@ impl Options {
 
     fn toml(&self, jid: &str, server: &str, ca: &Path, dir: &Path) -> String {
         let mut t = format!("[node]\nname = \"{}\"\nstate_dir = \"state\"\ncontrol_socket = \"control\"\n", self.name);
-        let _ = write!(t, "[xmpp]\njid = \"{jid}\"\npassword_file = \"password\"\nserver = \"{server}\"\n");
-        let _ = writeln!(t, "ca_file = \"{}\"", ca.display());
+        let _ = write!(t, "[xmpp]\njid = \"{jid}\"\npassword_file = \"password\"\n");
+        let _ = match &self.xmpp_lines {
+            Some(lines) => write!(t, "{lines}"),
+            None => write!(t, "server = \"{server}\"\nca_file = \"{}\"\n", ca.display()),
+        };
         let _ = write!(t, "[[network]]\ninterface = \"{INTERFACE}\"\n");
         let _ = match &self.members {
             Members::Group(g) => writeln!(t, "kind = \"group\"\ngroup = \"{g}\""),
@@ -133,6 +145,7 @@ pub struct Node {
     namespace: String,
     dir: PathBuf,
     notify: UnixDatagram,
+    notes: Vec<String>,
     started: Instant,
     process: Process,
 }
@@ -171,7 +184,7 @@ impl Node {
         notify.set_nonblocking(true)?;
         let process = launch(ns.name(), &options, &dir)?;
         let namespace = ns.name().to_owned();
-        Ok(Self { options, jid, namespace, dir, notify, started: Instant::now(), process })
+        Ok(Self { options, jid, namespace, dir, notify, notes: Vec::new(), started: Instant::now(), process })
     }
 
     /// Waits for `READY=1` (sd_notify(3)), or for an answer to `status`.
@@ -184,11 +197,8 @@ impl Node {
             if !self.process.running() {
                 bail!("{} has ended:\n{}", self.options.name, self.process.tail());
             }
-            let mut note = [0; 1024];
-            while let Ok(n) = self.notify.recv(&mut note) {
-                if note[..n].split(|b| *b == b'\n').any(|l| l == b"READY=1") {
-                    return Ok(());
-                }
+            if self.notes().iter().any(|n| n == "READY=1") {
+                return Ok(());
             }
             if asked.elapsed() > Duration::from_millis(500) {
                 asked = Instant::now();
@@ -201,6 +211,15 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// What it has told systemd since its start (sd_notify(3)), a line each.
+    pub fn notes(&mut self) -> &[String] {
+        let mut note = [0; 1024];
+        while let Ok(n) = self.notify.recv(&mut note) {
+            self.notes.extend(String::from_utf8_lossy(&note[..n]).lines().map(str::to_owned));
+        }
+        &self.notes
     }
 
     /// The program's process id.
@@ -305,13 +324,23 @@ impl Node {
         Ok(())
     }
 
+    /// Waits until it has ended by itself; how, and its log.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn ended(&mut self, limit: Duration) -> Result<(ExitStatus, String)> {
+        let status = self.process.wait(limit)?;
+        Ok((status, self.process.log()))
+    }
+
     /// Starts it again, after [`Self::kill`] or [`Self::leave`], with the state that it left.
     ///
     /// # Errors
     /// When it does not come up.
     pub fn start_again(&mut self) -> Result<()> {
         // What the one before said of itself does not count.
-        while self.notify.recv(&mut [0; 1024]).is_ok() {}
+        self.notes();
+        self.notes.clear();
         self.started = Instant::now();
         self.process = launch(&self.namespace, &self.options, &self.dir)?;
         self.wait_ready(READY)
@@ -340,9 +369,10 @@ impl Drop for Node {
 
 fn launch(namespace: &str, options: &Options, dir: &Path) -> Result<Process> {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", namespace]).arg(Implementation::under_test().binary()?);
+    command.args(["netns", "exec", namespace]).args(&options.wrapper).arg(Implementation::under_test().binary()?);
     command.args(["up", "-c"]).arg(dir.join("node.toml")).current_dir(dir);
     command.env("LOG_LEVEL", &options.level).env("NOTIFY_SOCKET", dir.join("notify"));
+    command.envs(options.environment.iter().cloned());
     Process::start(&format!("node {}", options.name), &mut command)
 }
 

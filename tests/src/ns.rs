@@ -1,6 +1,8 @@
 //! Network namespaces of our own, gone when dropped.
 
 use std::fs::File;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,6 +14,8 @@ use crate::process::{self, run, serial};
 
 /// All our namespaces are named `PREFIX-PID-N-LABEL`: a run that was killed is recognised by its pid being gone.
 const PREFIX: &str = "ipft";
+/// Files below `NETNS/NAME` take the place of those in `/etc` for what `ip netns exec NAME` starts (ip-netns(8)).
+const NETNS: &str = "/etc/netns";
 
 /// A network namespace made by us.
 #[derive(Debug)]
@@ -54,10 +58,37 @@ impl Namespace {
         run(Command::new("ip").args(["-n", &self.name]).args(args.split_whitespace()))
     }
 
+    /// Has programs that [`Self::command`] starts from now on ask this name server (ip-netns(8): a file in `/etc/netns`
+    /// is mounted over `/etc/resolv.conf` for them alone). It goes with the namespace.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn use_name_server(&self, server: std::net::IpAddr) -> Result<()> {
+        let dir = own_etc(&self.name);
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        std::fs::write(dir.join("resolv.conf"), format!("nameserver {server}\noptions timeout:2 attempts:1\n"))
+            .with_context(|| format!("writing into {}", dir.display()))
+    }
+
     /// Whether an interface of that name exists inside.
     #[must_use]
     pub fn has_link(&self, name: &str) -> bool {
         self.ip(&format!("link show dev {name}")).is_ok()
+    }
+
+    /// Has programs that are started inside from now on ask these servers for names; without any, they have none to ask.
+    /// Also changes it for those that run already and look again, if it was set before they were started.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_resolver(&self, servers: &[IpAddr]) -> Result<()> {
+        let dir = files(&self.name);
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        // One try of two seconds: what tests wait for is an answer, or that there is none.
+        let mut text = "options timeout:2 attempts:1\n".to_owned();
+        text.extend(servers.iter().map(|s| format!("nameserver {s}\n")));
+        // In place: it is mounted over /etc/resolv.conf, and a new file would not be.
+        std::fs::write(dir.join("resolv.conf"), text).context("resolv.conf of a namespace")
     }
 
     /// Runs `f` on a thread of its own that has entered the namespace: sockets that it opens belong there, and stay
@@ -105,6 +136,11 @@ impl Drop for Namespace {
     }
 }
 
+/// Files that programs started in a namespace see in `/etc`.
+fn own_etc(name: &str) -> std::path::PathBuf {
+    std::path::Path::new("/etc/netns").join(name)
+}
+
 /// Ends what still runs in a namespace of ours (daemons that went to the background) and removes it.
 fn delete(name: &str) {
     let pids = run(Command::new("ip").args(["netns", "pids", name])).unwrap_or_default();
@@ -114,18 +150,30 @@ fn delete(name: &str) {
             process::end(pid, Duration::from_secs(2));
         }
     }
+    let _ = std::fs::remove_dir_all(own_etc(name));
     let _ = run(Command::new("ip").args(["netns", "del", name]));
+    let _ = std::fs::remove_dir_all(files(name));
 }
 
-/// Removes namespaces whose maker is gone.
+/// Where its own versions of files in `/etc` are.
+fn files(name: &str) -> PathBuf {
+    PathBuf::from(NETNS).join(name)
+}
+
+/// Whether the maker of a namespace of ours is gone; `false` for those of others.
+fn orphaned(name: &str) -> bool {
+    let rest = name.strip_prefix(PREFIX).and_then(|r| r.strip_prefix('-'));
+    let pid = rest.and_then(|r| r.split('-').next()?.parse::<u32>().ok());
+    pid.is_some_and(|p| !process::alive(p))
+}
+
+/// Removes namespaces whose maker is gone, and what is left of their files.
 pub(crate) fn sweep() {
     let list = run(Command::new("ip").args(["netns", "list"])).unwrap_or_default();
-    for name in list.lines().filter_map(|l| l.split_whitespace().next()) {
-        let Some(rest) = name.strip_prefix(PREFIX).and_then(|r| r.strip_prefix('-')) else { continue };
-        let pid = rest.split('-').next().and_then(|p| p.parse::<u32>().ok());
-        if pid.is_some_and(|p| !process::alive(p)) {
-            delete(name);
-        }
+    list.lines().filter_map(|l| l.split_whitespace().next()).filter(|n| orphaned(n)).for_each(delete);
+    let Ok(left) = std::fs::read_dir(NETNS) else { return };
+    for entry in left.flatten().filter(|e| orphaned(&e.file_name().to_string_lossy())) {
+        let _ = std::fs::remove_dir_all(entry.path());
     }
 }
 
@@ -179,6 +227,14 @@ fn base36(mut n: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_ours_and_whose_maker_is_gone_is_swept() {
+        let mine = format!("{PREFIX}-{}-0-x", std::process::id());
+        // Above the largest pid there can be.
+        let gone = format!("{PREFIX}-{}-0-x", (1 << 22) + 1);
+        assert!(orphaned(&gone) && !orphaned(&mine) && !orphaned("someone-4194305-0-x") && !orphaned("ipft-x"));
+    }
 
     #[test]
     fn interface_names_fit_the_kernels_15_bytes_and_differ() {

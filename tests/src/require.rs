@@ -16,6 +16,8 @@ pub enum Need {
     Program(&'static str),
     /// A daemon, wherever its binary is looked for.
     Daemon(Implementation),
+    /// systemd-resolved, this machine's or one that was unpacked.
+    Resolved,
     /// The real `ipop-fast` in the place of the program under test, not a stand-in.
     RealIpopFast,
 }
@@ -29,6 +31,7 @@ impl Need {
             Self::Tun => (!Path::new("/dev/net/tun").exists()).then(|| "no /dev/net/tun".into()),
             Self::Program(p) => find_program(p).is_none().then(|| format!("no program {p} on PATH")),
             Self::Daemon(i) => i.binary().err().map(|e| e.to_string()),
+            Self::Resolved => crate::resolved::binaries().err().map(|e| e.to_string()),
             Self::RealIpopFast => match Implementation::under_test().binary() {
                 Err(e) => Some(e.to_string()),
                 Ok(b) if crate::daemon::is_ipop_fast(&b) => None,

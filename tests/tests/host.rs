@@ -78,22 +78,26 @@ fn routes_come_and_go_and_never_take_another_interfaces_place() {
             let family = if route.contains(':') { "-6" } else { "-4" };
             let there = || Ok::<_, anyhow::Error>(ip(&format!("{family} route show dev o0"))?.contains(route));
             for _ in 0..2 {
-                host.add_route(prefix, "o0").await?;
-                ensure!(there()?, "{route} is not there");
+                let refused = host.change_routes("o0", &[], &[prefix]).await?;
+                ensure!(there()? && refused.is_empty(), "{route} is not there: {refused:?}");
             }
             ensure!(!host.local_routes(&overlays).await?.contains(&prefix), "our own routes are not local ones");
             for _ in 0..2 {
-                host.del_route(prefix, "o0").await?;
+                host.change_routes("o0", &[prefix], &[]).await?;
                 ensure!(!there()?, "{route} is still there");
             }
         }
         let taken: Prefix = "192.0.2.0/24".parse().map_err(anyhow::Error::msg)?;
         let before = ip("route show dev u0")?;
-        let added = host.add_route(taken, "o0").await;
-        host.del_route(taken, "o0").await?;
-        ensure!(added.is_err() || ip("route show dev u0")? == before, "it changed {before}");
+        let other: Prefix = "10.3.0.0/16".parse().map_err(anyhow::Error::msg)?;
+        let refused = host.change_routes("o0", &[], &[taken, other]).await?;
+        ensure!(ip("route show dev o0")?.contains("10.3.0.0/16"), "one that is refused hinders no other");
+        // The kernel takes a second one of another metric or scope; then it is ours, and goes.
+        ensure!(refused.iter().all(|(p, why)| *p == taken && why.contains("another interface")), "{refused:?}");
+        host.change_routes("o0", &[taken, other], &[]).await?;
         ensure!(ip("route show dev u0")? == before, "it changed {before}");
-        host.del_route(taken, "nosuch0").await?;
+        let e = host.change_routes("nosuch0", &[taken], &[]).await.err().context("no such interface")?;
+        ensure!(e.to_string().contains("nosuch0"), "{e}");
         let local: Vec<String> = host.local_routes(&overlays).await?.iter().map(Prefix::to_string).collect();
         ensure!(local == ["192.0.2.0/24", "2001:db8::/64"], "{local:?}");
         Ok(())
@@ -122,7 +126,7 @@ fn changes_of_the_underlay_are_told_once_and_others_not() {
     scene(|host, overlays| async move {
         let mut changes = host.watch(overlays).await?;
         host.setup_interface("o0", &[("172.16.10.2".parse()?, 24), ("fd00::2".parse()?, 64)], 1380).await?;
-        host.add_route("10.1.0.0/16".parse().map_err(anyhow::Error::msg)?, "o0").await?;
+        host.change_routes("o0", &[], &["10.1.0.0/16".parse().map_err(anyhow::Error::msg)?]).await?;
         ip("route add 10.2.0.0/16 via 192.0.2.3")?;
         ensure!(tokio::time::timeout(SILENCE, changes.recv()).await.is_err(), "the overlay is no news");
         let each = [
@@ -146,6 +150,22 @@ fn changes_of_the_underlay_are_told_once_and_others_not() {
             told += 1;
         }
         ensure!((1..=4).contains(&told), "{told} notices of one burst");
+        Ok(())
+    });
+}
+
+#[test]
+fn many_may_ask_at_once() {
+    scene(|host, overlays| async move {
+        let asked: Vec<_> = (0..20)
+            .map(|_| {
+                let (host, overlays) = (host.clone(), overlays.clone());
+                tokio::spawn(async move { host.local_routes(&overlays).await.map(|r| r.len()) })
+            })
+            .collect();
+        for a in asked {
+            ensure!(a.await?? > 0, "no local route");
+        }
         Ok(())
     });
 }

@@ -134,15 +134,25 @@ impl Run {
 
 /// One iperf3 TCP flow between two namespaces; what arrived, Gbit/s.
 pub(crate) fn tcp(near: &Namespace, far: &Namespace, to: IpAddr, seconds: u32) -> Result<f64> {
+    tcp_to(near, (far, to), &to.to_string(), seconds)
+}
+
+/// [`tcp`] to a server that is bound to an address of its own and goes by another, or by a name, at the client.
+pub(crate) fn tcp_to(near: &Namespace, far: (&Namespace, IpAddr), to: &str, seconds: u32) -> Result<f64> {
+    let (far, own) = far;
     let mut serve = far.command("iperf3");
-    let mut server = Process::start("iperf3 server", serve.args(["-s", "-1", "-B", &to.to_string()]))?;
+    let mut server = Process::start("iperf3 server", serve.args(["-s", "-1", "-B", &own.to_string()]))?;
     wait_for("the iperf3 server", Duration::from_secs(5), || {
         ensure!(server.running(), "it has ended: {}", server.tail());
         Ok(!run(far.command("ss").args(["-ltnH", "sport = :5201"]))?.trim().is_empty())
     })?;
     let out = state_file("iperf")?;
     let mut command = near.command("iperf3");
-    command.args(["-c", &to.to_string(), "-J", "--connect-timeout", "5000", "-t", &seconds.to_string()]);
+    command.args(["-c", to, "-J", "--connect-timeout", "5000", "-t", &seconds.to_string()]);
+    if own.is_ipv4() {
+        // A name has an IPv6 address, too, where nobody listens.
+        command.arg("-4");
+    }
     command.stdout(std::fs::File::create(&out)?).stderr(std::process::Stdio::null());
     let mut client = Process::adopt("iperf3", out.clone(), &mut command)?;
     let limit = Duration::from_secs(seconds.into()) + SLACK;

@@ -21,6 +21,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nftables", "nft"),
     ("conntrack", "conntrack"),
     ("coturn", "turnserver"),
+    // The program alone, without a service.
+    ("dnsmasq-base", "dnsmasq"),
+    ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("iperf3", "iperf3"),
     ("wireguard-tools", "wg-quick"),
@@ -28,6 +31,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("openssl", "openssl"),
     ("prosody", "prosody"),
     ("ejabberd", "ejabberdctl"),
+    ("bind9-dnsutils", "dig"),
+    ("dbus-daemon", "dbus-daemon"),
     ("openmpi-bin", "mpirun"),
     ("libopenmpi-dev", "mpicc"),
 ];
@@ -98,6 +103,20 @@ pub(crate) fn boringtun(steps: &mut Steps) -> Result<()> {
     let mut cargo = cargo();
     cargo.args(["install", "boringtun-cli", "--version", BORINGTUN_VERSION, "--locked", "--root"]).arg(root);
     steps.run(&format!("boringtun-cli {BORINGTUN_VERSION} into target/tools"), &mut cargo)
+}
+
+/// Unpacks systemd-resolved into `target/tools` where it is not installed. Installing it would make it this machine's
+/// resolver.
+pub(crate) fn resolved(steps: &mut Steps) -> Result<()> {
+    if Need::Resolved.missing().is_none() || Need::Root.missing().is_some() || find_program("apt-get").is_none() {
+        return Ok(());
+    }
+    let dir = tools().join("systemd-resolved");
+    std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let mut unpack = Command::new("sh");
+    unpack.args(["-ec", "rm -f *.deb; apt-get -qq download systemd-resolved; dpkg-deb -x *.deb ."]).current_dir(&dir);
+    steps.run("systemd-resolved into target/tools", &mut unpack)?;
+    Need::Resolved.missing().map_or(Ok(()), |why| bail!(why))
 }
 
 /// Builds the release binary and gives its path.

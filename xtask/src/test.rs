@@ -110,6 +110,7 @@ fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
         return Ok(());
     }
     packages::boringtun(steps)?;
+    packages::resolved(steps)?;
     let binary = packages::ipop_fast(steps)?;
     let boringtun = Implementation::Boringtun.binary()?;
     let names = end_to_end_binaries()?;
@@ -127,5 +128,12 @@ fn end_to_end(steps: &mut Steps, options: &Options) -> Result<()> {
     let main = steps.run("end-to-end tests", tail(&mut command(&light), options));
     let main = steps.finish(beside).and(main);
     // Fifty nodes leave no time for flows that must not stall.
-    main.and(steps.run("end-to-end tests: groups and friends", tail(&mut command(&heavy), options)))
+    let groups = steps.run("end-to-end tests: groups and friends", tail(&mut command(&heavy), options));
+    let all = main.and(groups);
+    if options.filter.is_some() {
+        return all;
+    }
+    let mut demo = Command::new(std::env::current_exe()?);
+    demo.args(["demo", "--once", "--app", "--seconds", "1"]).env("IPOP_FAST", &binary);
+    all.and(steps.run("the demo: cargo xtask demo --once --app", &mut demo))
 }

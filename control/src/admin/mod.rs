@@ -3,11 +3,13 @@
 //! A client sends one line of JSON (a [`Request`]) and gets one line of JSON (a [`Response`]).
 
 pub mod client;
+pub mod names;
 pub mod render;
 pub mod server;
 pub mod status;
 pub mod view;
 
+pub use names::Names;
 pub use server::{AdminSocket, listen, serve};
 pub use status::Status;
 
@@ -24,8 +26,15 @@ pub const MAX_RESPONSE: usize = 32 << 20;
 pub enum Request {
     /// Its state: answered by [`Response::Status`].
     Status,
+    /// What the nodes are called: answered by [`Response::Names`].
+    Names,
     /// Take the changed key of a peer.
     AcceptPin {
+        /// Bare JID (all its devices), or full JID.
+        jid: String,
+    },
+    /// Forget the pinned keys of a peer.
+    ForgetPins {
         /// Bare JID (all its devices), or full JID.
         jid: String,
     },
@@ -65,6 +74,8 @@ pub enum Response {
         /// Those who ask to be one first.
         friends: Vec<status::FriendStatus>,
     },
+    /// What the nodes are called.
+    Names(Box<Names>),
     /// It is done.
     Done {
         /// What was done, for people.

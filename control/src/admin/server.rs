@@ -193,7 +193,10 @@ mod tests {
     async fn answer(request: Request) -> Response {
         match request {
             Request::Status => Response::Status(Box::new(Status { name: "vm1".to_owned(), ..Status::default() })),
-            Request::AcceptPin { jid } => Response::Error { message: format!("nobody is called {jid}") },
+            Request::AcceptPin { jid } | Request::ForgetPins { jid } => {
+                Response::Error { message: format!("nobody is called {jid}") }
+            }
+            Request::Names => Response::Names(Box::default()),
             Request::Reload => std::future::pending().await,
             Request::Friends | Request::Befriend { .. } => Response::Friends { friends: Vec::new() },
         }

@@ -70,6 +70,12 @@ pub struct XmppStatus {
     pub detail: String,
     /// Seconds in this state.
     pub for_s: u64,
+    /// Stanzas of those who are no members: not answered.
+    #[serde(default)]
+    pub dropped_strangers: u64,
+    /// Stanzas of members that break the rules.
+    #[serde(default)]
+    pub dropped_malformed: u64,
 }
 
 /// A STUN or TURN server.
@@ -138,7 +144,7 @@ pub struct PeerStatus {
     pub routes: Vec<String>,
     /// Public key, base64.
     pub public_key: String,
-    /// `pinned`, or `changed` with the key that was refused in `pin_detail`.
+    /// `pinned`; or `changed`, or `refused` (the key is another node's), with the key that was refused in `pin_detail`.
     pub pin: String,
     /// The refused key.
     pub pin_detail: Option<String>,

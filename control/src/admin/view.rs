@@ -62,20 +62,24 @@ pub fn pins(args: &PinsArgs) -> Result<ExitCode, Error> {
         PinsCommand::List { choice, json } => {
             main(View::Pins, &ViewArgs { choice: choice.clone(), json: *json, ..ViewArgs::default() })
         }
-        PinsCommand::Accept { jid, choice } => {
-            let (mut text, mut refusals) = (String::new(), Vec::new());
-            for socket in chosen(choice, Path::new(SOCKET_DIR))? {
-                match ask(&socket, &Request::AcceptPin { jid: jid.clone() }) {
-                    Ok(Response::Done { message }) => text += &format!("{}: {message}\n", name_of(&socket)),
-                    Ok(_) => refusals.push(format!("{}: an answer to another question", name_of(&socket))),
-                    Err(e) => refusals.push(format!("{}: {e}", name_of(&socket))),
-                }
-            }
-            print(text.as_bytes())?;
-            // With several nodes, the peer may be known to one of them only.
-            if text.is_empty() { Err(Error::Client(refusals.join("\n"))) } else { Ok(ExitCode::SUCCESS) }
+        PinsCommand::Accept { jid, choice } => order(choice, &Request::AcceptPin { jid: jid.clone() }),
+        PinsCommand::Forget { jid, choice } => order(choice, &Request::ForgetPins { jid: jid.clone() }),
+    }
+}
+
+/// Has every chosen node do something, and says what each made of it.
+fn order(choice: &NodeChoice, request: &Request) -> Result<ExitCode, Error> {
+    let (mut text, mut refusals) = (String::new(), Vec::new());
+    for socket in chosen(choice, Path::new(SOCKET_DIR))? {
+        match ask(&socket, request) {
+            Ok(Response::Done { message }) => text += &format!("{}: {message}\n", name_of(&socket)),
+            Ok(_) => refusals.push(format!("{}: an answer to another question", name_of(&socket))),
+            Err(e) => refusals.push(format!("{}: {e}", name_of(&socket))),
         }
     }
+    print(text.as_bytes())?;
+    // With several nodes, the peer may be known to one of them only.
+    if text.is_empty() { Err(Error::Client(refusals.join("\n"))) } else { Ok(ExitCode::SUCCESS) }
 }
 
 /// Shows friends, or does something about one.
@@ -143,7 +147,7 @@ pub fn print(bytes: &[u8]) -> Result<ExitCode, Error> {
 }
 
 /// The sockets of the nodes that are asked.
-fn chosen(choice: &NodeChoice, directory: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn chosen(choice: &NodeChoice, directory: &Path) -> Result<Vec<PathBuf>, Error> {
     match (&choice.node, &choice.socket) {
         (_, Some(socket)) => Ok(vec![socket.clone()]),
         (Some(node), None) => Ok(vec![directory.join(format!("{node}.sock"))]),
@@ -160,7 +164,7 @@ fn chosen(choice: &NodeChoice, directory: &Path) -> Result<Vec<PathBuf>, Error> 
     }
 }
 
-fn name_of(socket: &Path) -> String {
+pub(super) fn name_of(socket: &Path) -> String {
     render::text::plain(&socket.file_stem().unwrap_or_default().to_string_lossy())
 }
 
@@ -222,7 +226,7 @@ fn lines(view: View, status: &Status) -> String {
     text
 }
 
-fn line(value: &impl Serialize) -> String {
+pub(super) fn line(value: &impl Serialize) -> String {
     // Strings, numbers and maps with string keys only: nothing that JSON refuses.
     serde_json::to_string(value).unwrap_or_default() + "\n"
 }

@@ -58,6 +58,17 @@ pub struct ViewArgs {
     pub wide: bool,
 }
 
+/// Arguments of `names`.
+#[derive(Args, Clone, Debug)]
+pub struct NamesArgs {
+    /// Which node.
+    #[command(flatten)]
+    pub choice: NodeChoice,
+    /// Print JSON, one line a name
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `pins`.
 #[derive(Args, Clone, Debug)]
 pub struct PinsArgs {
@@ -80,6 +91,15 @@ pub enum PinsCommand {
     },
     /// Take the changed key of a peer, after asking its owner whether it is right
     Accept {
+        /// Bare JID (all its devices) or full JID
+        #[arg(value_parser = jid)]
+        jid: String,
+        /// Which node.
+        #[command(flatten)]
+        choice: NodeChoice,
+    },
+    /// Forget the pinned keys of a peer, as of devices that are gone; what it shows next is pinned
+    Forget {
         /// Bare JID (all its devices) or full JID
         #[arg(value_parser = jid)]
         jid: String,

@@ -97,6 +97,8 @@ pub struct NodeConfig {
     pub networks: Vec<NetworkConfig>,
     /// Both lists empty: what the XMPP server offers by XEP-0215.
     pub ice: IceConfig,
+    /// Names of nodes.
+    pub names: NamesConfig,
     /// Where `status` and the like reach the node.
     pub control_socket: PathBuf,
     /// What is no error but worth telling once.
@@ -316,6 +318,19 @@ pub struct FixedLease {
     pub node: Option<String>,
     /// The address.
     pub address: Ipv4Addr,
+}
+
+/// Whether the node answers for the names of nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamesConfig {
+    /// There is a DNS server on the node's overlay addresses.
+    pub enabled: bool,
+}
+
+impl Default for NamesConfig {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
 }
 
 /// STUN and TURN servers from the file; both empty: what the XMPP server offers.

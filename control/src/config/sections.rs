@@ -5,8 +5,8 @@ use super::problem::{Problems, Report};
 use super::section::{Found, Section};
 use super::values::{self, host_port, join_host_port};
 use super::{
-    DEFAULT_STATE_DIR, IceConfig, MAX_NETWORKS, MAX_SERVERS, NodeConfig, PASSWORD_VARIABLE, SOCKET_DIR, TurnConfig,
-    XmppConfig, secret,
+    DEFAULT_STATE_DIR, IceConfig, MAX_NETWORKS, MAX_SERVERS, NamesConfig, NodeConfig, PASSWORD_VARIABLE, SOCKET_DIR,
+    TurnConfig, XmppConfig, secret,
 };
 use std::path::{Path, PathBuf};
 use toml::de::DeTable;
@@ -82,7 +82,7 @@ pub fn parse(file: &Path, text: &str, around: &Surroundings) -> Result<NodeConfi
 }
 
 fn document_of(document: &DeTable<'_>, around: &Surroundings, report: &mut Report) -> Option<NodeConfig> {
-    let known = ["node", "xmpp", "network", "ice"];
+    let known = ["node", "xmpp", "network", "ice", "names"];
     let hint = |key: &str| match key {
         "jid" | "password_file" => Some("belongs below a line [xmpp]".to_owned()),
         "group" | "muc" | "address" | "subnet" | "allow" | "leases" => {
@@ -115,12 +115,14 @@ fn document_of(document: &DeTable<'_>, around: &Surroundings, report: &mut Repor
     }
     together(&networks, report);
     let ice = root.table(report, "ice").map(|(table, span)| ice_section(table, span, around, report));
+    let names = root.table(report, "names").map(|(table, span)| names_section(table, span, report));
     Some(NodeConfig {
         name,
         state_dir,
         xmpp: xmpp?,
         networks: networks.into_iter().map(|n| n.config).collect(),
         ice: ice.unwrap_or_default(),
+        names: names.unwrap_or_default(),
         control_socket,
         notes,
     })
@@ -210,6 +212,16 @@ fn certificates(path: &Path) -> Result<PathBuf, String> {
     } else {
         Err(format!("{shown} has no certificate in PEM form (-----BEGIN CERTIFICATE-----)"))
     }
+}
+
+fn names_section(table: &DeTable<'_>, span: std::ops::Range<usize>, report: &mut Report) -> NamesConfig {
+    let hint = |key: &str| match key {
+        "domain" => Some(format!("cannot be chosen: names end in .{}", crate::names::DOMAIN)),
+        "enable" => Some("is called enabled: enabled = false".to_owned()),
+        _ => None,
+    };
+    let s = Section::new(table, span, "names", &["enabled"], hint, report);
+    s.boolean(report, "enabled").map_or_else(NamesConfig::default, |enabled| NamesConfig { enabled })
 }
 
 fn ice_section(

@@ -311,6 +311,22 @@ fn bad_values_elsewhere_are_told() {
 }
 
 #[test]
+fn names_are_answered_unless_it_says_otherwise() {
+    let dir = directory();
+    let enabled = |lines: &str| {
+        let text = format!("{SHORT}{lines}");
+        parse(Path::new("x"), &text, &around(dir.path())).unwrap_or_else(|e| panic!("{lines}: {e}")).names.enabled
+    };
+    assert!(enabled("") && enabled("[names]\n") && enabled("[names]\nenabled = true\n"));
+    assert!(!enabled("[names]\nenabled = false\n"));
+    let wrong = |line: &str| problems(&format!("{SHORT}[names]\n{line}\n"));
+    only(wrong("enabled = \"no\""), "names.enabled", "true or false");
+    only(wrong("enable = false"), "names.enable", "is called enabled");
+    only(wrong("domain = \"vpn\""), "names.domain", "end in .ipop");
+    only(problems(&format!("{SHORT}[name]\nenabled = false\n")), "name", "did you mean \"names\"");
+}
+
+#[test]
 fn networks_do_not_get_in_each_others_way() {
     let second = |text: &str| problems(&format!("{SHORT}listen_port = 7\n[[network]]\n{text}"));
     only(second("group = \"g\"\nsubnet = \"10.0.0.0/8\"\n"), "network.group", "one is enough");

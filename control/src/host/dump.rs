@@ -1,14 +1,13 @@
 //! What there is: links, addresses, routes, reduced to what is needed.
 
-use super::ask;
+use super::Host;
 use crate::Error;
 use dataplane::table::Prefix;
-use futures::stream::TryStreamExt;
+use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::{Handle, RouteMessageBuilder};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An interface.
@@ -38,8 +37,8 @@ pub(super) struct Route {
     pub(super) metric: u32,
 }
 
-pub(super) async fn links(handle: &Handle) -> Result<Vec<Link>, Error> {
-    let all: Vec<_> = ask("list interfaces", handle.link().get().execute().try_collect()).await?;
+pub(super) async fn links(host: &Host) -> Result<Vec<Link>, Error> {
+    let all = host.list("list interfaces", |handle| handle.link().get().execute()).await?;
     let link = |m: &rtnetlink::packet_route::link::LinkMessage| {
         let name = m.attributes.iter().find_map(|a| match a {
             LinkAttribute::IfName(name) => Some(name.clone()),
@@ -50,8 +49,8 @@ pub(super) async fn links(handle: &Handle) -> Result<Vec<Link>, Error> {
     Ok(all.iter().filter_map(link).collect())
 }
 
-pub(super) async fn addresses(handle: &Handle) -> Result<Vec<Address>, Error> {
-    let all: Vec<_> = ask("list addresses", handle.address().get().execute().try_collect()).await?;
+pub(super) async fn addresses(host: &Host) -> Result<Vec<Address>, Error> {
+    let all = host.list("list addresses", |handle| handle.address().get().execute()).await?;
     Ok(all.iter().filter_map(address).collect())
 }
 
@@ -71,13 +70,13 @@ fn address(m: &AddressMessage) -> Option<Address> {
     Some(Address { index: m.header.index, address: local.or(remote)?, len: m.header.prefix_len, flags })
 }
 
-pub(super) async fn routes(handle: &Handle, v4: bool) -> Result<Vec<Route>, Error> {
+pub(super) async fn routes(host: &Host, v4: bool) -> Result<Vec<Route>, Error> {
     let family = if v4 {
         RouteMessageBuilder::<Ipv4Addr>::new().build()
     } else {
         RouteMessageBuilder::<Ipv6Addr>::new().build()
     };
-    let all: Vec<_> = ask("list routes", handle.route().get(family).execute().try_collect()).await?;
+    let all = host.list("list routes", |handle| handle.route().get(family).execute()).await?;
     Ok(all.iter().filter_map(route).collect())
 }
 

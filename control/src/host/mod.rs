@@ -7,6 +7,7 @@ use crate::Error;
 use crate::network::overlap;
 use dataplane::table::Prefix;
 use dump::{Address, Link, Route};
+use futures::stream::{TryStream, TryStreamExt};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
@@ -27,16 +28,20 @@ pub const MAX_ADDRESSES: usize = 32;
 #[derive(Clone, Debug)]
 pub struct Host {
     handle: Handle,
-    /// Carries the requests; ends with the last clone.
-    _connection: Arc<Connection>,
+    connection: Arc<Connection>,
 }
 
 #[derive(Debug)]
-struct Connection(JoinHandle<()>);
+struct Connection {
+    /// Carries the requests; ends with the last clone.
+    carrier: JoinHandle<()>,
+    /// A socket makes one list at a time; asked for a second one, the kernel says EBUSY.
+    listing: tokio::sync::Mutex<()>,
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.abort();
+        self.carrier.abort();
     }
 }
 
@@ -79,12 +84,21 @@ impl Host {
     /// [`Error::Io`]: netlink is refused.
     pub fn new() -> Result<Self, Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| Error::io("open a netlink socket", e))?;
-        let connection = Arc::new(Connection(tokio::spawn(connection)));
-        Ok(Self { handle, _connection: connection })
+        let connection = Connection { carrier: tokio::spawn(connection), listing: tokio::sync::Mutex::new(()) };
+        Ok(Self { handle, connection: Arc::new(connection) })
+    }
+
+    /// All that the kernel has of something; `request` sends the question.
+    async fn list<T, S>(&self, what: &str, request: impl FnOnce(&Handle) -> S) -> Result<Vec<T>, Error>
+    where
+        S: TryStream<Ok = T, Error = rtnetlink::Error>,
+    {
+        let _turn = self.connection.listing.lock().await;
+        ask(what, request(&self.handle).try_collect()).await
     }
 
     async fn index(&self, interface: &str) -> Result<u32, Error> {
-        let found = dump::links(&self.handle).await?.into_iter().find(|l| l.name == interface);
+        let found = dump::links(self).await?.into_iter().find(|l| l.name == interface);
         found.map(|l| l.index).ok_or_else(|| Error::io(format!("find interface {interface}"), Errno::NODEV))
     }
 
@@ -98,7 +112,7 @@ impl Host {
         let index = self.index(interface).await?;
         let up = LinkUnspec::new_with_index(index).mtu(mtu.into()).up().build();
         ask(&format!("bring up {interface} with MTU {mtu}"), self.handle.link().set(up).execute()).await?;
-        let present = dump::addresses(&self.handle).await?;
+        let present = dump::addresses(self).await?;
         let present: Vec<Address> =
             present.into_iter().filter(|a| a.index == index && !link_local(a.address)).collect();
         for old in present.iter().filter(|a| !addresses.contains(&(a.address, a.len))) {
@@ -120,33 +134,46 @@ impl Host {
         Ok(())
     }
 
-    /// Routes `prefix` to `interface`. A route that is there already is fine.
+    /// Takes the routes `old` away from `interface` and routes `new` to it; gives those of `new` that the kernel does not
+    /// take, and why. One that is there already, or away already, is fine. The kernel's tables are read once at most: a
+    /// member may offer hundreds of routes.
     ///
     /// # Errors
-    /// [`Error::Io`]: no such interface, no permission, or another interface has that route.
-    pub async fn add_route(&self, prefix: Prefix, interface: &str) -> Result<(), Error> {
+    /// [`Error::Io`]: no such interface, or the kernel does not answer.
+    pub async fn change_routes(
+        &self,
+        interface: &str,
+        old: &[Prefix],
+        new: &[Prefix],
+    ) -> Result<Vec<(Prefix, String)>, Error> {
         let index = self.index(interface).await?;
-        let what = format!("route {prefix} to {interface}");
-        let added = async { unless(self.handle.route().add(route(prefix, index)).execute().await, &[Errno::EXIST]) };
-        ask(&what, added).await?;
-        let there = |r: &Route| r.prefix == prefix && r.index == Some(index);
-        if dump::routes(&self.handle, prefix.address().is_ipv4()).await?.iter().any(there) {
-            return Ok(());
-        }
-        Err(Error::io(what, std::io::Error::other("this machine has such a route to another interface")))
-    }
-
-    /// Takes the route to `prefix` away from `interface`. A route or interface that is not there is fine.
-    ///
-    /// # Errors
-    /// [`Error::Io`]: no permission.
-    pub async fn del_route(&self, prefix: Prefix, interface: &str) -> Result<(), Error> {
-        let Some(link) = dump::links(&self.handle).await?.into_iter().find(|l| l.name == interface) else {
-            return Ok(());
+        let (mut refused, mut doubtful) = (Vec::new(), Vec::new());
+        let work = async {
+            for prefix in old {
+                let gone = [Errno::SRCH, Errno::NOENT, Errno::NODEV];
+                unless(self.handle.route().del(route(*prefix, index)).execute().await, &gone)?;
+            }
+            for prefix in new {
+                match self.handle.route().add(route(*prefix, index)).execute().await {
+                    Ok(()) => {}
+                    Err(e) if errno(&e) == Some(Errno::EXIST) => doubtful.push(*prefix),
+                    Err(e) => refused.push((*prefix, failure("add it", &e).to_string())),
+                }
+            }
+            Ok(())
         };
-        let gone = [Errno::SRCH, Errno::NOENT, Errno::NODEV];
-        let done = async { unless(self.handle.route().del(route(prefix, link.index)).execute().await, &gone) };
-        ask(&format!("remove the route {prefix} from {interface}"), done).await
+        ask(&format!("change the routes to {interface}"), work).await?;
+        for v4 in [true, false] {
+            let of_family: Vec<Prefix> = doubtful.iter().filter(|p| p.address().is_ipv4() == v4).copied().collect();
+            if of_family.is_empty() {
+                continue;
+            }
+            let present = dump::routes(self, v4).await?;
+            let ours = |p: &Prefix| present.iter().any(|r: &Route| r.prefix == *p && r.index == Some(index));
+            let others = of_family.into_iter().filter(|p| !ours(p));
+            refused.extend(others.map(|p| (p, "this machine has such a route to another interface".to_owned())));
+        }
+        Ok(refused)
     }
 
     /// Addresses at which other machines may reach us: of interfaces that are up and not in `exclude` (our overlays),
@@ -156,13 +183,21 @@ impl Host {
     /// # Errors
     /// [`Error::Io`]: the kernel does not tell.
     pub async fn underlay_addresses(&self, exclude: &[String]) -> Result<Vec<IpAddr>, Error> {
-        let links = outside(dump::links(&self.handle).await?, exclude);
-        let mut addresses = dump::addresses(&self.handle).await?;
+        let links = outside(dump::links(self).await?, exclude);
+        let mut addresses = dump::addresses(self).await?;
         addresses.retain(|a| offered(a) && links.iter().any(|l| l.index == a.index && l.up));
         addresses.sort_by_key(|a| (a.flags.contains(AddressFlags::Deprecated), a.address));
         let mut seen = BTreeSet::new();
         let unique = addresses.iter().map(|a| a.address).filter(|a| seen.insert(*a));
         Ok(unique.take(MAX_ADDRESSES).collect())
+    }
+
+    /// All addresses of this machine, of whatever kind and interface.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the kernel does not tell.
+    pub async fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
+        Ok(dump::addresses(self).await?.into_iter().map(|a| a.address).collect())
     }
 
     /// Prefixes that this machine reaches by itself, in the main table: without default routes, without those to
@@ -181,11 +216,11 @@ impl Host {
     /// # Errors
     /// [`Error::Io`]: the kernel does not tell.
     pub async fn routes_by_interface(&self, exclude: &[String]) -> Result<Vec<(Prefix, Option<String>)>, Error> {
-        let links = outside(dump::links(&self.handle).await?, exclude);
+        let links = outside(dump::links(self).await?, exclude);
         let name = |index: u32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
         let mut all = BTreeSet::new();
         for v4 in [true, false] {
-            let routes = dump::routes(&self.handle, v4).await?.into_iter();
+            let routes = dump::routes(self, v4).await?.into_iter();
             let routes = routes.filter(|r| !r.prefix.is_empty() && !of_links(&r.prefix));
             all.extend(routes.filter_map(|r| match r.index {
                 None => Some((r.prefix, None)),

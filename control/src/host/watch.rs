@@ -50,10 +50,10 @@ impl Host {
     }
 
     async fn underlay(&self, exclude: &[String]) -> Result<Underlay, Error> {
-        let links = super::outside(dump::links(&self.handle).await?, exclude);
+        let links = super::outside(dump::links(self).await?, exclude);
         let mut defaults = Vec::new();
         for v4 in [true, false] {
-            defaults.extend(dump::routes(&self.handle, v4).await?.into_iter().filter(|r| r.prefix.is_empty()));
+            defaults.extend(dump::routes(self, v4).await?.into_iter().filter(|r| r.prefix.is_empty()));
         }
         defaults.retain(|r| r.index.is_none_or(|i| links.iter().any(|l| l.index == i)));
         defaults.sort();

@@ -121,12 +121,6 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
-        self.shared.with(|core, now| core.close_agent(id, now));
-        if self.known.is_none() {
-            // Found, but nobody asked: its channel is used by nobody.
-            if let Ok(Ok(found)) = self.outcome.try_recv() {
-                self.shared.with(|core, _| core.release(found.path));
-            }
-        }
+        self.shared.with(|core, now| core.close_agent(id, matches!(self.known, Some(Ok(_))), now));
     }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use zeroize::Zeroizing;
+
 /// Where a candidate was learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CandidateKind {
@@ -62,7 +64,7 @@ pub struct Credentials {
     /// User fragment.
     pub ufrag: String,
     /// Password.
-    pub password: String,
+    pub password: Zeroizing<String>,
 }
 
 impl fmt::Debug for Credentials {

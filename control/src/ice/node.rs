@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use dataplane::table::Prefix;
 use dataplane::{Path, SideDatagram};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use super::agent::Agent;
 use super::candidate::Credentials;
@@ -19,8 +21,8 @@ use super::stun::random;
 use super::types::{Failed, IceEvent, Port, ProbeError, ServerState, TurnServer};
 use super::wire::AgentWire;
 
-/// Events kept for a slow listener.
-const EVENTS: usize = 64;
+/// Events kept for a slow listener: signs of life of a thousand links, and what is important among them.
+const EVENTS: usize = 2048;
 /// A datagram that only causes others may not do so for ever.
 const MAX_FLUSHES: usize = 4;
 
@@ -71,26 +73,28 @@ impl Shared {
         let now = Instant::now();
         let r = f(&mut core, now);
         core.poll(now);
-        self.flush(core);
+        self.flush(core, true);
         r
     }
 
-    /// Only sends something: nothing follows from that.
-    pub(super) fn send(&self, f: impl FnOnce(&mut Core)) {
+    /// Only sends something: nothing follows from that, nor is anything due sooner.
+    pub(super) fn send<R>(&self, f: impl FnOnce(&mut Core, Instant) -> R) -> R {
         let mut core = self.lock();
-        f(&mut core);
-        self.flush(core);
+        let r = f(&mut core, Instant::now());
+        self.flush(core, false);
+        r
     }
 
     /// Sends what is to be sent. The lock is not held meanwhile: the port has its own.
-    fn flush<'a>(&'a self, mut core: MutexGuard<'a, Core>) {
+    fn flush<'a>(&'a self, mut core: MutexGuard<'a, Core>, mut changed: bool) {
         for _ in 0..MAX_FLUSHES {
             let (transmits, events) = (core.take_transmits(), core.take_events());
-            let sooner = match (core.next(), core.wakes_at) {
-                (Some(next), Some(at)) => next < at,
-                (next, None) => next.is_some(),
-                (None, _) => false,
-            };
+            let sooner = changed
+                && match (core.next(), core.wakes_at) {
+                    (Some(next), Some(at)) => next < at,
+                    (next, None) => next.is_some(),
+                    (None, _) => false,
+                };
             drop(core);
             if sooner {
                 self.wake.notify_one();
@@ -119,6 +123,7 @@ impl Shared {
                 core.unreachable(a, now);
             }
             core.poll(now);
+            changed = true;
         }
     }
 
@@ -177,7 +182,14 @@ impl IceNode {
     /// Takes one datagram that came in on the port and is not the tunnel's. Handled at once, on the caller's thread: a
     /// few microseconds, no queue.
     pub fn receive(&self, d: &SideDatagram) {
-        self.0.shared.with(|core, now| core.receive(d.from, &d.bytes, now));
+        let shared = &self.0.shared;
+        let mut core = shared.lock();
+        let now = Instant::now();
+        let changed = core.receive(d.from, &d.bytes, now);
+        if changed {
+            core.poll(now);
+        }
+        shared.flush(core, changed);
     }
 
     /// The servers from now on, at most eight of a kind. Those that were there before keep their allocation; renewed
@@ -193,6 +205,13 @@ impl IceNode {
     /// The addresses of this machine that peers may know. Changed ones have the servers asked again.
     pub fn set_host_addresses(&self, addresses: Vec<IpAddr>) {
         self.0.shared.with(|core, now| core.set_hosts(addresses, now));
+    }
+
+    /// Prefixes that are reached through the tunnel itself, all of them, whenever they change: the subnet, members'
+    /// addresses and accepted routes. A peer's candidates in there are refused, and so are checks and probes that come from
+    /// there: they came through the tunnel, and the path they tell of would lead through itself. At most 4096.
+    pub fn set_overlay(&self, prefixes: Vec<Prefix>) {
+        self.0.shared.with(|core, now| core.set_overlay(prefixes, now));
     }
 
     /// All servers as they are now.
@@ -234,9 +253,23 @@ impl IceNode {
     /// # Errors
     /// Nothing came back within two seconds, or the path is gone.
     pub async fn probe(&self, path: Path, local: &Credentials, remote: &Credentials) -> Result<Duration, ProbeError> {
-        let (tx, rx) = oneshot::channel();
-        self.0.shared.with(|core, now| core.probe(path, local, remote, tx, now));
-        rx.await.unwrap_or(Err(ProbeError::Closed))
+        let shared = &self.0.shared;
+        let (tx, mut rx) = oneshot::channel();
+        let started = shared.send(|core, now| core.probe(path, local, remote, tx, now));
+        // Ends it when this is dropped.
+        let probe = started.map(|id| Probing { shared, id });
+        loop {
+            let next = probe.as_ref().and_then(|p| shared.lock().probe_next(p.id));
+            let Some(next) = next else { return rx.await.unwrap_or(Err(ProbeError::Closed)) };
+            tokio::select! {
+                r = &mut rx => return r.unwrap_or(Err(ProbeError::Closed)),
+                () = tokio::time::sleep_until(next.into()) => {
+                    if let Some(p) = &probe {
+                        shared.send(|core, now| core.poll_probe(p.id, now));
+                    }
+                }
+            }
+        }
     }
 
     /// Answers probes that are signed with these credentials of ours until [`Self::forget`].
@@ -249,14 +282,21 @@ impl IceNode {
         self.0.shared.with(|core, _| core.forget(ufrag));
     }
 
-    /// A path is not used any more; matters for relayed ones, of which each [`Agent::path`] hands out one use.
-    pub fn release(&self, path: Path) {
-        self.0.shared.with(|core, _| core.release(path));
-    }
-
     /// Gives allocations back and stops. Also done when the last handle is dropped.
     pub fn close(&self) {
         self.0.shared.stop();
+    }
+}
+
+/// A probe whose answer is waited for.
+struct Probing<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Probing<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().end_probe(self.id, Err(ProbeError::Closed));
     }
 }
 
@@ -264,7 +304,7 @@ impl IceNode {
 fn new_credentials() -> Credentials {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let text = |bytes: &[u8]| bytes.iter().map(|b| char::from(ALPHABET[usize::from(b % 64)])).collect();
-    Credentials { ufrag: text(&random::<8>()), password: text(&random::<24>()) }
+    Credentials { ufrag: text(&random::<8>()), password: Zeroizing::new(text(&random::<24>())) }
 }
 
 /// What a negotiation has that was refused.

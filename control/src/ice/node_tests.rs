@@ -97,3 +97,32 @@ async fn closing_the_node_ends_what_is_under_way() {
     let refused = n.negotiate(Role::Controlling).path().await.expect_err("closed");
     assert!(refused.why.contains("no path"), "{refused}");
 }
+
+#[tokio::test]
+#[ignore = "a measurement: what a probe costs"]
+async fn what_a_probe_costs() {
+    let (a, b) = (node("127.0.0.1:0").await, node("127.0.0.1:0").await);
+    let (x, y) = (a.negotiate(Role::Controlling), b.negotiate(Role::Controlled));
+    let (cx, cy) = (x.credentials(), y.credentials());
+    let (_, fb) = meet(x, y).await;
+    a.answer_probes(&cx);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let number = |file: &str, name: &str| -> u64 {
+        let text = std::fs::read_to_string(file).expect("procfs");
+        text.lines().find_map(|l| l.strip_prefix(name)?.trim().parse().ok()).expect("a number")
+    };
+    let cpu = || -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("procfs");
+        text.split(' ').next().and_then(|n| n.parse().ok()).expect("a number")
+    };
+    let switches = || number("/proc/thread-self/status", "voluntary_ctxt_switches:");
+    let before = (cpu(), switches());
+    // One after the other, as links of an idle node do it: each a while after the last.
+    const PROBES: u64 = 40;
+    for _ in 0..PROBES {
+        b.probe(fb.path, &cy, &cx).await.expect("an answer");
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let (cpu, switches) = (cpu() - before.0, switches() - before.1);
+    println!("a probe, both ends: {} us of CPU, {:.1} wake-ups", cpu / PROBES / 1000, switches as f64 / PROBES as f64);
+}

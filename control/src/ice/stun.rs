@@ -137,7 +137,6 @@ impl<'a> View<'a> {
         self.raw(number).is_some()
     }
 
-    #[cfg(test)]
     pub(crate) fn u32(&self, number: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.find(number)?.try_into().ok()?))
     }
@@ -150,6 +149,14 @@ impl<'a> View<'a> {
     pub(crate) fn xor_address(&self, number: u16) -> Option<SocketAddr> {
         let (_, raw) = self.raw(number)?;
         XorSocketAddr::from_raw(&raw).ok().map(|a| a.addr(self.message.transaction_id()))
+    }
+
+    /// All addresses in XOR-PEER-ADDRESS: a request may name several.
+    #[cfg(test)]
+    pub(crate) fn peers(&self) -> Vec<std::net::IpAddr> {
+        let peers = self.message.iter_attributes().filter(|(_, a)| a.get_type().value() == attr::XOR_PEER_ADDRESS);
+        let address = |a: &RawAttribute<'_>| XorSocketAddr::from_raw(a).ok();
+        peers.filter_map(|(_, a)| address(&a)).map(|a| a.addr(self.message.transaction_id()).ip()).collect()
     }
 
     /// How the other side sees us; servers older than RFC 5389 do not XOR.

@@ -6,8 +6,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use dataplane::Path;
+use zeroize::Zeroizing;
 
 use super::candidate::CandidateKind;
+use super::turn::Lease;
 
 /// The tunnel's UDP port, as seen from here.
 pub trait Port: Send + Sync + 'static {
@@ -30,7 +32,7 @@ pub struct TurnServer {
     /// User name of the long-term credential (RFC 8489, section 9.2).
     pub username: String,
     /// Its password.
-    pub password: String,
+    pub password: Zeroizing<String>,
 }
 
 impl fmt::Debug for TurnServer {
@@ -80,6 +82,12 @@ pub enum IceEvent {
         /// Why.
         why: String,
     },
+    /// The peer has probed a link in use, signed with the credentials of ours with this user fragment: it lives, it hears us,
+    /// and the link need not be probed from here. At most twice a second for each link.
+    Heard {
+        /// Which.
+        ufrag: String,
+    },
     /// There is an allocation on this server, for the first time or again.
     RelayUp {
         /// Which.
@@ -90,7 +98,7 @@ pub enum IceEvent {
 /// A path that both sides agreed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// For the data plane. If it is relayed, its channel is ours until [`super::IceNode::release`].
+    /// For the data plane. If it is relayed, its channel is kept alive for as long as this or a clone of it exists.
     pub path: Path,
     /// What the peer sees us as.
     pub local_kind: CandidateKind,
@@ -100,6 +108,8 @@ pub struct Found {
     pub rtt: Option<Duration>,
     /// For people: direct, or relayed because of what.
     pub why: String,
+    /// The use of the channel of a relayed path.
+    pub(super) lease: Option<Lease>,
 }
 
 impl Found {

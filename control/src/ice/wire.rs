@@ -3,8 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use dataplane::Path;
-
 use super::core::AgentId;
 use super::finder::{Chosen, Wire};
 use super::node::Shared;
@@ -25,19 +23,19 @@ impl AgentWire {
 impl Wire for AgentWire {
     fn send(&self, route: Route, bytes: &[u8]) {
         if let Some(s) = self.shared.upgrade() {
-            s.send(|core| core.send_check(self.id, route, bytes.to_vec()));
+            s.send(|core, _| core.send_check(self.id, route, bytes.to_vec()));
+        }
+    }
+
+    fn want_relays(&self) {
+        if let Some(s) = self.shared.upgrade() {
+            s.with(|core, _| core.want_relays(self.id));
         }
     }
 
     fn bind(&self, server: SocketAddr, peer: SocketAddr) {
         if let Some(s) = self.shared.upgrade() {
             s.with(|core, now| core.bind(self.id, server, peer, now));
-        }
-    }
-
-    fn release(&self, server: SocketAddr, channel: u16) {
-        if let Some(s) = self.shared.upgrade() {
-            s.with(|core, _| core.release(Path::Relay { server, channel }));
         }
     }
 

@@ -20,6 +20,12 @@ pub fn encode(key: &[u8; 32]) -> Zeroizing<String> {
     text
 }
 
+/// A public key as `wg` shows it: 44 characters.
+#[must_use]
+pub fn public(key: &dataplane::tunnel::PublicKey) -> String {
+    encode(&key.0).to_string()
+}
+
 /// The key of 44 characters; `None` if they are none, or are not how [`encode`] would write it.
 #[must_use]
 pub fn decode(text: &str) -> Option<Zeroizing<[u8; 32]>> {

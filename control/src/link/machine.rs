@@ -53,6 +53,10 @@ pub struct Link {
     pub(super) failures: u32,
     /// No attempt before this.
     pub(super) retry_at: Time,
+    /// Since when there are signalling and the peer at once.
+    pub(super) able_at: Time,
+    /// It is the link's turn, while [`Input::Turn`] is handled.
+    turn: bool,
     pub(super) reset_at: Option<Time>,
     /// Attempts that did not replace the dead path.
     pub(super) dead_tries: u32,
@@ -73,6 +77,8 @@ pub struct Link {
     pub(super) setup_from: Option<Time>,
     pub(super) setup: Option<Duration>,
     pub(super) rtt: Option<Duration>,
+    /// When that was measured.
+    pub(super) rtt_at: Time,
     /// Of the last failure, or of being idle.
     pub(super) why: String,
 }
@@ -97,6 +103,8 @@ impl Link {
             liveness: Liveness::new(Time::ZERO),
             failures: 0,
             retry_at: Time::ZERO,
+            able_at: Time::ZERO,
+            turn: false,
             reset_at: None,
             dead_tries: 0,
             renegotiate_at: None,
@@ -113,6 +121,7 @@ impl Link {
             setup_from: None,
             setup: None,
             rtt: None,
+            rtt_at: Time::ZERO,
             why,
         }
     }
@@ -127,6 +136,7 @@ impl Link {
         }
         match input {
             Input::Wanted => self.wanted(now),
+            Input::Turn => self.turn = true,
             Input::PeerOnline => self.peer_online(now),
             Input::PeerOffline => self.peer_offline(now),
             Input::SignalingUp => self.signaling_up(now),
@@ -140,11 +150,13 @@ impl Link {
             Input::Session { at } => self.session(now, at.min(now)),
             Input::Activity { last_received, last_sent, path } => self.activity(now, last_received, last_sent, path),
             Input::ProbeAnswered { rtt } => self.probe_answered(now, rtt),
+            Input::Heard => self.heard(now),
             Input::ProbeFailed => self.probe_failed(now),
             Input::NetworkChanged => self.network_changed(now),
             Input::Close { reason } => self.close(now, reason),
         }
         self.advance(now);
+        self.turn = false;
     }
 
     /// [`Self::poll_timeout`] has come (or not: then nothing happens).
@@ -170,6 +182,26 @@ impl Link {
         let start = self.next_start().map(|(at, _)| at);
         let want = self.wanted_at.map(|at| at + timing::WANT);
         attempts.chain(liveness).chain(start).chain(want).chain(self.idle_at()).min()
+    }
+
+    /// From when on the link waits for its turn to do what nobody waits for. [`Input::Turn`] before is no use.
+    #[must_use]
+    pub fn turn_at(&self) -> Option<Time> {
+        let (at, purpose) = self.next_attempt()?;
+        self.in_background(purpose).then_some(at)
+    }
+
+    /// Whether what a session found is still needed: for the path in use, or to go back to if the new one does not work.
+    #[must_use]
+    pub fn needs(&self, sid: &str) -> bool {
+        let prior = |a: &Attempt| a.found.as_ref()?.prior.as_ref()?.sid.clone();
+        self.sid() == Some(sid) || self.attempts.iter().filter(|a| a.trying()).filter_map(prior).any(|s| s == sid)
+    }
+
+    /// Whether it looks for a path.
+    #[must_use]
+    pub fn is_searching(&self) -> bool {
+        self.attempts.iter().any(Attempt::searching)
     }
 
     /// Where the link is in its life.
@@ -273,12 +305,27 @@ impl Link {
     }
 
     /// Whether somebody needs the link.
-    pub(super) const fn wants(&self) -> bool {
+    #[must_use]
+    pub const fn wants(&self) -> bool {
         (self.config.proactive && !self.suppressed) || self.wanted_at.is_some()
     }
 
+    /// Whether nobody waits for an attempt.
+    const fn in_background(&self, purpose: Purpose) -> bool {
+        match purpose {
+            Purpose::First => self.wanted_at.is_none(),
+            Purpose::Direct => true,
+            Purpose::Dead | Purpose::Network | Purpose::Remote => false,
+        }
+    }
+
+    /// When and why an attempt of our own is due, as far as it need not wait for its turn.
+    fn next_start(&self) -> Option<(Time, Purpose)> {
+        self.next_attempt().filter(|(_, purpose)| self.turn || !self.in_background(*purpose))
+    }
+
     /// When and why an attempt of our own is due.
-    pub(super) fn next_start(&self) -> Option<(Time, Purpose)> {
+    pub(super) fn next_attempt(&self) -> Option<(Time, Purpose)> {
         if self.closed || !self.signaling || !self.online {
             return None;
         }
@@ -289,10 +336,16 @@ impl Link {
             return None;
         }
         match &self.current {
-            None => self.wants().then_some((self.retry_at, Purpose::First)),
+            None if self.wanted_at.is_some() => Some((self.retry_at, Purpose::First)),
+            None => self.wants().then(|| (self.retry_at.max(self.able_at) + self.cede(), Purpose::First)),
             Some(_) if self.liveness.dead() => Some((self.retry_at, Purpose::Dead)),
             Some(c) if c.relayed && c.session => self.direct_at.map(|at| (at, Purpose::Direct)),
             Some(_) => None,
         }
+    }
+
+    /// Two proactive ends hear of each other at the same moment: one of them lets the other begin.
+    fn cede(&self) -> Duration {
+        if self.config.our_jid > self.config.peer_jid { timing::CEDE } else { Duration::ZERO }
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! [`Link`] decides when to negotiate (Jingle and ICE), when to shake hands (WireGuard), whether the path in use is
 //! alive, and when to close. Whoever drives it carries [`Input`]s to it, calls [`Link::handle_timeout`] when
-//! [`Link::poll_timeout`] has come, and carries its [`Output`]s out, in order, until there are none.
+//! [`Link::poll_timeout`] has come, and carries its [`Output`]s out, in order, until there are none. Attempts that nobody
+//! waits for (of a proactive link, or for a better path) begin only when it is the link's turn ([`Link::turn_at`],
+//! [`Input::Turn`]): a node with a hundred peers negotiates with a few of them at a time.
 //!
 //! A negotiation is an *attempt*: one Jingle session (`sid`), one short-lived ICE agent. While the link is up an
 //! attempt runs beside the path in use, which is replaced only by one that was found. A path counts as the peer's only
@@ -93,6 +95,8 @@ pub enum Verdict {
 pub enum Input {
     /// A packet waits for a path to the peer. Not needed for a proactive link.
     Wanted,
+    /// The link may do now what nobody waits for; see [`Link::turn_at`].
+    Turn,
     /// The peer's full JID is available. A new link counts its peer as offline.
     PeerOnline,
     /// The peer's full JID is unavailable. Not to be told merely because our own connection is down.
@@ -164,7 +168,9 @@ pub enum Input {
         /// There and back.
         rtt: Duration,
     },
-    /// A probe was not answered in 500 ms, or could not be sent.
+    /// The peer sent a probe of its own over the path in use, signed.
+    Heard,
+    /// A probe could not be sent, or was refused. One that is merely not answered need not be told: the link waits 700 ms.
     ProbeFailed,
     /// Our addresses, default route or mapped address changed.
     NetworkChanged,

@@ -36,6 +36,7 @@ impl Link {
         let was = std::mem::replace(&mut self.online, true);
         self.reset_backoff(now, Duration::ZERO);
         if !was {
+            self.able_at = now;
             self.suppressed = false;
             // It may have been restarted and know nothing of us.
             self.liveness.ask(now);
@@ -56,6 +57,7 @@ impl Link {
 
     pub(super) fn signaling_up(&mut self, now: Time) {
         if !std::mem::replace(&mut self.signaling, true) {
+            self.able_at = now;
             self.suppressed = false;
             self.reset_backoff(now, timing::SPREAD);
         }
@@ -115,6 +117,17 @@ impl Link {
         }
         if self.current.as_ref().is_some_and(|c| c.session) {
             self.revived(now, |l| l.liveness.look(now, sent, received));
+            self.measure(now);
+        }
+    }
+
+    /// A busy path needs no proof, and would have no round trip time.
+    fn measure(&mut self, now: Time) {
+        let can = self.current.as_ref().is_some_and(|c| c.sid.is_some());
+        let busy = now.since(self.data_at) < timing::UNANSWERED * 2;
+        if can && busy && !self.liveness.dead() && now.since(self.rtt_at) >= timing::RTT_AGAIN {
+            self.rtt_at = now;
+            self.liveness.ask(now);
         }
     }
 
@@ -151,7 +164,16 @@ impl Link {
 
     pub(super) fn probe_answered(&mut self, now: Time, rtt: Duration) {
         if self.current.as_ref().is_some_and(|c| c.session) {
-            self.rtt = Some(rtt);
+            (self.rtt, self.rtt_at) = (Some(rtt), now);
+            self.revived(now, |l| l.liveness.proof(now));
+        }
+    }
+
+    /// The peer's probe proves the path as well as an answer to ours, but for the round trip time: that is measured by both
+    /// ends, if less often.
+    pub(super) fn heard(&mut self, now: Time) {
+        let measured = self.rtt.is_some() && now.since(self.rtt_at) < timing::RTT_AGAIN;
+        if measured && self.current.as_ref().is_some_and(|c| c.session) {
             self.revived(now, |l| l.liveness.proof(now));
         }
     }
@@ -257,7 +279,7 @@ impl Link {
             _ if self.attempts.iter().any(super::attempt::Attempt::trying) => State::Handshaking,
             _ if self.attempts.iter().any(super::attempt::Attempt::searching) => State::Negotiating,
             Some(_) => State::Failing,
-            None if self.next_start().is_some() => State::Failing,
+            None if self.failures > 0 && self.next_attempt().is_some() => State::Failing,
             None => State::Idle,
         }
     }
@@ -278,7 +300,9 @@ impl Link {
             (State::Negotiating, None) if self.failures > 0 => format!("looking for a path; before: {}", self.why),
             (State::Negotiating, None) => "looking for a path".to_owned(),
             (State::Handshaking, _) => "a path was found; waiting for the peer's tunnel".to_owned(),
-            (State::Idle, _) if self.wants() && !self.closed => blocked.unwrap_or(&self.why).to_owned(),
+            (State::Idle, _) if self.wants() && !self.closed => {
+                blocked.unwrap_or("about to look for a path").to_owned()
+            }
             (State::Failing, _) => match blocked {
                 Some(b) => format!("{}; {b}", self.why),
                 None => self.why.clone(),

@@ -19,6 +19,9 @@ pub(super) const HANDSHAKE_SECOND: Duration = ms(250);
 pub(super) const LINGER: Duration = ms(2_000);
 /// After a lost tie the winner's initiate is on its way, or was already lost.
 pub(super) const TIE_GRACE: Duration = ms(2_000);
+/// What an end with the larger JID lets the other one have before it begins by itself: a negotiation that the other one
+/// began at once has been offered by then, also over a slow server.
+pub(super) const CEDE: Duration = ms(2_000);
 
 /// First wait after a failed attempt, doubled with each.
 pub(super) const RETRY_FIRST: Duration = ms(1_000);
@@ -47,7 +50,9 @@ pub(super) const NETWORK_AGAIN: Duration = ms(2_000);
 pub(super) const UNANSWERED: Duration = ms(1_000);
 /// Nothing came for so long: ask. Also keeps NAT mappings: 30 s is the shortest that is common.
 pub(super) const QUIET_PATH: Duration = ms(15_000);
-/// A probe that nobody reported on failed; later than the 500 ms after which its sender does.
+/// A round trip time is measured anew after so long, although traffic or the peer's own probes prove the path.
+pub(super) const RTT_AGAIN: Duration = ms(60_000);
+/// A probe that nobody reported on failed. Its sender repeats it twice in this time.
 pub(super) const PROBE_LOST: Duration = ms(700);
 /// From an unanswered probe to the next one.
 pub(super) const PROBE_AGAIN: [Duration; 3] = [ms(500), ms(1_000), ms(1_000)];

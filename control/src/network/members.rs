@@ -30,6 +30,8 @@ pub struct Node<'a> {
 /// Ourselves in the network.
 #[derive(Clone, Copy, Debug)]
 pub struct Own<'a> {
+    /// Our bare JID.
+    pub account: &'a str,
     /// Our key.
     pub public_key: PublicKey,
     /// Our overlay addresses (not the computed one).
@@ -53,12 +55,15 @@ pub struct Inputs<'a> {
     pub secret: Option<&'a [u8]>,
     /// Take the others' routes.
     pub accept_routes: bool,
-    /// What must not be routed into the overlay: local routes (without default routes), servers, other networks.
+    /// What must not be routed into this network: local routes (without default routes), STUN and TURN servers, where
+    /// members' datagrams go, other networks and what is reached through them.
     pub underlay: &'a [Prefix],
     /// Bare JIDs of the members.
     pub members: &'a HashSet<String>,
     /// All nodes that published something.
     pub nodes: &'a [Node<'a>],
+    /// Full JIDs that are there now.
+    pub online: &'a HashSet<String>,
     /// Keys that were seen before.
     pub pins: &'a Pins,
 }
@@ -213,6 +218,14 @@ fn candidates<'a>(roll: &Roll<'a>, plan: &mut Plan) -> Vec<Candidate<'a>> {
         }
         let pinned = match roll.pins.check(account, device, roll.network, &key) {
             PinVerdict::First => None,
+            PinVerdict::Full => {
+                let most = super::pins::MAX_OF_ACCOUNT;
+                plan.warnings.push(format!(
+                    "{jid} ({name}) is refused: no more keys can be remembered, or {most} of its account. Forget old ones \
+                     with: ipop-fast pins forget {account}"
+                ));
+                continue;
+            }
             PinVerdict::Same { order } => Some(order),
             PinVerdict::Changed { pinned } => {
                 plan.warnings.push(format!(
@@ -248,7 +261,26 @@ fn unique_keys(candidates: &mut Vec<Candidate<'_>>, plan: &mut Plan) {
     });
 }
 
+/// Account and address of those that are there. A device that is away gives way to another one of its account with the
+/// same address: that machine was installed anew, and its old key will not come back.
+fn present<'a>(inputs: &Inputs<'a>, candidates: &[Candidate<'a>]) -> HashSet<(&'a str, IpAddr)> {
+    let own = inputs.own.addresses.iter().map(|a| (inputs.own.account, *a));
+    let there = candidates.iter().filter(|c| inputs.online.contains(c.jid));
+    let said = there.flat_map(|c| claimed(c).map(|p| (split_jid(c.jid).0, p.address())));
+    own.chain(said).collect()
+}
+
+fn gives_way(inputs: &Inputs<'_>, present: &HashSet<(&str, IpAddr)>, c: &Candidate<'_>, a: IpAddr) -> bool {
+    !inputs.online.contains(c.jid) && present.contains(&(split_jid(c.jid).0, a))
+}
+
+/// The addresses that are looked at, the computed one perhaps among them.
+fn claimed<'a>(c: &Candidate<'a>) -> impl Iterator<Item = &'a Prefix> + use<'a> {
+    c.said.addresses.iter().take(MAX_ADDRESSES + 1)
+}
+
 fn addresses(inputs: &Inputs<'_>, candidates: &[Candidate<'_>], plan: &mut Plan) -> HashMap<PublicKey, Vec<Prefix>> {
+    let present = present(inputs, candidates);
     let stable = ula_prefix(inputs.network);
     let mut owners: HashMap<IpAddr, Claim> = HashMap::new();
     for a in inputs.own.addresses {
@@ -262,9 +294,9 @@ fn addresses(inputs: &Inputs<'_>, candidates: &[Candidate<'_>], plan: &mut Plan)
         if c.said.addresses.len() > MAX_ADDRESSES + 1 {
             plan.warnings.push(format!("{} claims more than {MAX_ADDRESSES} addresses: the rest is ignored", c.jid));
         }
-        for p in c.said.addresses.iter().take(MAX_ADDRESSES + 1) {
+        for p in claimed(c) {
             let a = p.address();
-            if list.contains(&a) {
+            if list.contains(&a) || gives_way(inputs, &present, c, a) {
                 continue;
             }
             if !is_host(p) || stable.contains(a) || !inputs.subnets.iter().any(|s| usable(s, a)) {
@@ -319,8 +351,9 @@ pub fn claims(inputs: &Inputs<'_>) -> Vec<(PublicKey, u64, IpAddr)> {
     let mut ignored = Plan::default();
     let mut candidates = candidates(&inputs.roll(), &mut ignored);
     unique_keys(&mut candidates, &mut ignored);
+    let present = present(inputs, &candidates);
     let hosts = candidates.iter().flat_map(|c| {
-        let hosts = c.said.addresses.iter().take(MAX_ADDRESSES + 1).filter(|p| is_host(p));
+        let hosts = claimed(c).filter(|p| is_host(p) && !gives_way(inputs, &present, c, p.address()));
         hosts.map(|p| (c.said.public_key, c.said.since, p.address()))
     });
     hosts.filter(|(_, _, a)| inputs.subnets.iter().any(|s| address::usable(s, *a))).collect()

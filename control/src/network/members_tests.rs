@@ -40,20 +40,22 @@ struct World {
     pins: Pins,
     accept_routes: bool,
     own: Vec<IpAddr>,
+    online: HashSet<String>,
 }
 
 impl World {
     fn new(nodes: Vec<(&str, Descriptor)>) -> Self {
         let members = nodes.iter().map(|(j, _)| j.split('/').next().unwrap_or_default().to_owned()).collect();
+        let online = nodes.iter().map(|(j, _)| (*j).to_owned()).collect();
         let nodes = nodes.into_iter().map(|(j, d)| (j.to_owned(), d)).collect();
         let own = vec!["10.0.0.1".parse().expect("address")];
-        Self { nodes, members, pins: Pins::default(), accept_routes: true, own }
+        Self { nodes, members, pins: Pins::default(), accept_routes: true, own, online }
     }
 
     fn with<T>(&self, f: impl FnOnce(&Inputs<'_>) -> T) -> T {
         let nodes: Vec<_> = self.nodes.iter().map(|(jid, descriptor)| Node { jid, descriptor }).collect();
         let routes = prefixes(&["10.77.0.0/16"]);
-        let own = Own { public_key: key(0), addresses: &self.own, since: 100, routes: &routes };
+        let own = Own { account: "me@x", public_key: key(0), addresses: &self.own, since: 100, routes: &routes };
         f(&Inputs {
             network: NETWORK,
             own,
@@ -63,6 +65,7 @@ impl World {
             underlay: &prefixes(&["192.168.1.0/24", "198.51.100.7/32"]),
             members: &self.members,
             nodes: &nodes,
+            online: &self.online,
             pins: &self.pins,
         })
     }
@@ -155,6 +158,48 @@ fn of_two_with_one_address_the_earlier_is_routed_and_ours_never() {
     let own = OwnAddress { address: w.own[0], key: key(0), since: 100, fixed: false };
     let claims = w.with(claims);
     assert!(matches!(settle(&own, &prefixes(&["10.0.0.0/24"])[0], &claims), Settlement::Move(_)));
+}
+
+#[test]
+fn a_machine_that_was_installed_anew_has_its_address_from_its_old_device() {
+    let claim = ["10.0.0.9/32"];
+    let mut w = World::new(vec![
+        ("a@x/new", node(key(1), 9, &claim, &[])),
+        ("a@x/old", node(key(2), 8, &claim, &[])),
+        ("b@x/d", node(key(3), 10, &claim, &[])),
+    ]);
+    assert_eq!(allowed(&w.plan(), "a@x/old").len(), 2, "while both are there, the earlier has it");
+    w.online.remove("a@x/old");
+    let p = w.plan();
+    assert_eq!(allowed(&p, "a@x/new"), [stable(key(1)), claim[0].to_owned()]);
+    assert_eq!(allowed(&p, "a@x/old"), [stable(key(2))]);
+    // Another account's device that is away keeps its own.
+    w.online.remove("a@x/new");
+    assert_eq!(allowed(&w.plan(), "a@x/old"), [stable(key(2)), claim[0].to_owned()]);
+    assert_eq!(allowed(&w.plan(), "b@x/d"), [stable(key(3))]);
+    // The same for ourselves.
+    let mut w = World::new(vec![("me@x/old", node(key(2), 1, &["10.0.0.1/32"], &[]))]);
+    assert_eq!(w.with(claims).len(), 1);
+    w.online.clear();
+    assert_eq!(w.with(claims), []);
+}
+
+#[test]
+fn refused_keys_have_no_say_about_our_address() {
+    let mut w = World::new(vec![("a@x/d", node(key(1), 0, &["10.0.0.1/32"], &[]))]);
+    assert_eq!(w.with(claims).len(), 1);
+    w.pins.note("a@x", "d", NETWORK, &key(7));
+    assert_eq!(w.with(claims), []);
+}
+
+#[test]
+fn nobody_is_let_in_whose_key_cannot_be_remembered() {
+    let mut w = World::new(vec![("a@x/d", node(key(1), 0, &[], &[]))]);
+    for n in 0..super::pins::MAX_OF_ACCOUNT {
+        w.pins.note("a@x", &format!("other{n}"), NETWORK, &key(2));
+    }
+    let p = w.plan();
+    assert!(p.peers.is_empty() && p.warnings.iter().any(|w| w.contains("pins forget a@x")), "{p:?}");
 }
 
 #[test]

@@ -5,12 +5,16 @@ use serde::{Deserialize, Serialize};
 
 /// More are not remembered.
 pub const MAX_PINS: usize = 16_384;
+/// The same for one account: whoever makes device after device must not use up what protects the others.
+pub const MAX_OF_ACCOUNT: usize = 256;
 
 /// What is known of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinVerdict {
     /// This device was never seen in this network.
     First,
+    /// Neither, and no more can be remembered: refuse, or the server could swap keys at will.
+    Full,
     /// It has the key that it had. The number tells which pin is older.
     Same {
         /// Position in the order of pinning.
@@ -64,6 +68,7 @@ impl Pins {
     #[must_use]
     pub fn check(&self, account: &str, device: &str, network: &str, key: &PublicKey) -> PinVerdict {
         match self.find(account, device, network).ok().map(|i| &self.pins[i]) {
+            None if self.is_full(account) => PinVerdict::Full,
             None => PinVerdict::First,
             Some(p) if p.key == key.0 => PinVerdict::Same { order: p.order },
             Some(p) => PinVerdict::Changed { pinned: PublicKey(p.key) },
@@ -72,12 +77,12 @@ impl Pins {
 
     /// Remembers the outcome of [`Self::check`]: pins a first key, notes a refused one for [`Self::accept`], and forgets
     /// that one when the pinned key is back: what nobody says any more is not to be accepted by mistake. Returns whether
-    /// there is something to store. With [`MAX_PINS`] nothing more is pinned.
+    /// there is something to store. With [`MAX_PINS`], or [`MAX_OF_ACCOUNT`] of the account, nothing more is pinned.
     pub fn note(&mut self, account: &str, device: &str, network: &str, key: &PublicKey) -> bool {
         match self.find(account, device, network) {
             Ok(i) if self.pins[i].key == key.0 => self.pins[i].refused.take().is_some(),
             Ok(i) => self.pins[i].refused.replace(key.0) != Some(key.0),
-            Err(_) if self.pins.len() >= MAX_PINS => false,
+            Err(_) if self.is_full(account) => false,
             Err(i) => {
                 let (account, device, network) = (account.to_owned(), device.to_owned(), network.to_owned());
                 let order = self.next;
@@ -88,17 +93,30 @@ impl Pins {
         }
     }
 
-    /// A person accepts the changed keys of `jid`, bare (all its devices) or full, in all networks. Returns how many.
-    pub fn accept(&mut self, jid: &str) -> usize {
-        let (account, device) = jid.split_once('/').map_or((jid, None), |(a, d)| (a, Some(d)));
-        let mut accepted = 0;
-        for p in self.pins.iter_mut().filter(|p| p.account == account && device.is_none_or(|d| d == p.device)) {
+    fn is_full(&self, account: &str) -> bool {
+        let first = self.pins.partition_point(|p| p.account.as_str() < account);
+        let of_account = self.pins[first..].iter().take_while(|p| p.account == account).count();
+        self.pins.len() >= MAX_PINS || of_account >= MAX_OF_ACCOUNT
+    }
+
+    /// A person accepts the changed keys of `jid`, bare (all its devices) or full, in all networks. Returns them.
+    pub fn accept(&mut self, jid: &str) -> Vec<PublicKey> {
+        let mut accepted = Vec::new();
+        for p in self.pins.iter_mut().filter(|p| is_of(p, jid)) {
             if let Some(key) = p.refused.take() {
                 p.key = key;
-                accepted += 1;
+                accepted.push(PublicKey(key));
             }
         }
         accepted
+    }
+
+    /// A person wants the keys of `jid`, bare (all its devices) or full, forgotten: what is seen next is pinned anew.
+    /// Returns how many there were.
+    pub fn forget(&mut self, jid: &str) -> usize {
+        let before = self.pins.len();
+        self.pins.retain(|p| !is_of(p, jid));
+        before - self.pins.len()
     }
 
     /// How many keys are pinned.
@@ -112,6 +130,11 @@ impl Pins {
     pub fn is_empty(&self) -> bool {
         self.pins.is_empty()
     }
+}
+
+fn is_of(p: &Pin, jid: &str) -> bool {
+    let (account, device) = jid.split_once('/').map_or((jid, None), |(a, d)| (a, Some(d)));
+    p.account == account && device.is_none_or(|d| d == p.device)
 }
 
 fn id(p: &Pin) -> (&str, &str, &str) {
@@ -181,12 +204,15 @@ mod tests {
         assert!(pins.note("a@x", "d", "group:g", &key(1)) && !pins.note("a@x", "d", "group:g", &key(1)));
         assert_eq!(check(&pins, 1), PinVerdict::Same { order: 0 });
         assert_eq!(check(&pins, 2), PinVerdict::Changed { pinned: key(1) });
-        assert_eq!(pins.accept("a@x"), 0, "nothing was refused yet");
+        assert_eq!(pins.accept("a@x"), [], "nothing was refused yet");
         assert!(pins.note("a@x", "d", "group:g", &key(2)) && !pins.note("a@x", "d", "group:g", &key(2)));
         assert_eq!(check(&pins, 2), PinVerdict::Changed { pinned: key(1) }, "noting is not accepting");
         let text = serde_json::to_string_pretty(&pins).expect("JSON");
         let mut pins = serde_json::from_str::<Pins>(&text).expect("JSON").sorted();
-        assert_eq!((pins.accept("a@x/other"), pins.accept("b@x"), pins.accept("a@x/d")), (0, 0, 1));
+        assert_eq!(
+            [pins.accept("a@x/other"), pins.accept("b@x"), pins.accept("a@x/d")],
+            [vec![], vec![], vec![key(2)]]
+        );
         assert_eq!(check(&pins, 2), PinVerdict::Same { order: 0 });
         assert_eq!(check(&pins, 1), PinVerdict::Changed { pinned: key(2) });
     }
@@ -198,8 +224,22 @@ mod tests {
             assert!(pins.note("a@x", "d", "group:g", &key(n)));
         }
         assert!(!pins.note("a@x", "d", "group:g", &key(1)), "nothing is left to forget");
-        assert_eq!(pins.accept("a@x"), 0);
+        assert_eq!(pins.accept("a@x"), []);
         assert_eq!(pins.check("a@x", "d", "group:g", &key(1)), PinVerdict::Same { order: 0 });
+    }
+
+    #[test]
+    fn an_account_with_device_after_device_fills_its_own_share_only() {
+        let mut pins = Pins::default();
+        for n in 0..MAX_OF_ACCOUNT {
+            assert!(pins.note("a@x", &format!("d{n}"), "g", &key(1)));
+        }
+        assert!(!pins.note("a@x", "more", "g", &key(1)));
+        assert_eq!(pins.check("a@x", "more", "g", &key(1)), PinVerdict::Full);
+        assert_eq!(pins.check("a@x", "d7", "g", &key(2)), PinVerdict::Changed { pinned: key(1) });
+        assert_eq!(pins.check("a@xx", "d", "g", &key(1)), PinVerdict::First);
+        assert_eq!((pins.forget("b@x"), pins.forget("a@x/d7"), pins.forget("a@x")), (0, 1, MAX_OF_ACCOUNT - 1));
+        assert_eq!(pins.check("a@x", "d7", "g", &key(2)), PinVerdict::First);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use crate::admin;
 use crate::ice::{self, Candidate, Credentials};
 use crate::xmpp;
+use dataplane::Path;
 use dataplane::tunnel::PublicKey;
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -15,6 +17,13 @@ pub(super) type NetworkId = usize;
 pub(super) struct LinkId {
     pub(super) network: NetworkId,
     pub(super) jid: String,
+}
+
+/// STUN and TURN servers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Servers {
+    pub(super) stun: Vec<SocketAddr>,
+    pub(super) turn: Vec<ice::TurnServer>,
 }
 
 /// Something happened.
@@ -29,13 +38,14 @@ pub(super) enum Event {
     /// In a negotiation.
     Negotiation { link: LinkId, sid: String, what: Progress },
     /// A probe of a link was answered, or not.
-    Probe { link: LinkId, rtt: Option<Duration> },
+    Probe { link: LinkId, path: Path, rtt: Option<Duration> },
     /// Addresses or routes of this machine changed.
     Host,
     /// STUN and TURN servers, resolved; they hold for `lifetime`.
     Servers {
-        stun: Vec<std::net::SocketAddr>,
-        turn: Vec<ice::TurnServer>,
+        servers: Servers,
+        /// All of them are there: others than these are used no more.
+        complete: bool,
         problem: Option<String>,
         lifetime: Option<Duration>,
     },

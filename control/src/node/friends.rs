@@ -11,13 +11,17 @@ use crate::network::address::{choose, usable};
 use crate::network::members::split_jid;
 use crate::network::social::{self, Terms};
 use crate::network::{Plan, Roll};
-use crate::xmpp::{Befriend, Friends, Subscription};
+use crate::xmpp::{Befriend, FriendError, Friends, Subscription};
 use dataplane::table::Prefix;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
+/// The roster comes within so long after the login, or something is wrong.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How often that is looked at.
+const SETTLE_STEP: Duration = Duration::from_millis(100);
 /// Online for so long, a friend's node that did not show itself is not there any more; other servers may be away for
 /// minutes.
 const ALL_SEEN: Duration = Duration::from_secs(600);
@@ -54,12 +58,7 @@ pub(super) fn why_out(friends: &Friends, account: &str) -> &'static str {
 
 impl Node {
     /// The plan of a network of friends. Leases that change by it are kept.
-    pub(super) fn social_plan(
-        &mut self,
-        id: usize,
-        members: &HashSet<String>,
-        routes: &[(Prefix, Option<String>)],
-    ) -> Plan {
+    pub(super) fn social_plan(&mut self, id: usize, members: &HashSet<String>) -> Plan {
         let n = &self.networks[id];
         let (Some(config), Some(subnet)) = (n.config.social(), n.subnet()) else { return Plan::default() };
         // Not by `others`: the leases are changed meanwhile.
@@ -88,6 +87,7 @@ impl Node {
         for c in self.friends.contacts.iter().filter(|c| c.blocked && book.has_account(&c.jid)) {
             plan.warnings.push(format!("{} is on the account's block list: there are no links to its nodes", c.jid));
         }
+        let routes = self.underlay.as_deref().unwrap_or_default();
         plan.warnings.extend(overlapping(&subnet, routes).map(|o| format!("{o}: the two get in each other's way")));
         for warning in plan.warnings.iter().filter(|w| !n.warnings.contains(w)) {
             tracing::warn!("{}: {warning}", n.name);
@@ -196,7 +196,15 @@ impl Node {
         };
         let xmpp = self.xmpp.clone();
         tokio::spawn(async move {
-            let response = match xmpp.befriend(what, &jid).await {
+            let end = Instant::now() + SETTLE;
+            let done = loop {
+                match xmpp.befriend(what, &jid).await {
+                    // Just logged in: a moment more, and it can be done.
+                    Err(FriendError::Unsettled) if Instant::now() < end => tokio::time::sleep(SETTLE_STEP).await,
+                    done => break done,
+                }
+            };
+            let response = match done {
                 Ok(message) => Response::Done { message },
                 Err(e) => Response::Error { message: e.to_string() },
             };

@@ -1,15 +1,15 @@
 //! Who is a peer, and which address is ours: from members, descriptors and pins to plans.
 
 use super::friends;
-use super::network::Around;
+use super::network::{Around, Network};
 use super::run::{LEASES, Node, PINS};
 use crate::admin::Response;
 use crate::config::{AddressChoice, NetworkKind};
-use crate::network::address::{OwnAddress, Settlement, choose, settle, usable};
-use crate::network::members::split_jid;
-use crate::network::{Inputs, Node as Member, Own, Plan, plan};
+use crate::identity::base64;
+use crate::network::address::{OwnAddress, Settlement, choose, host_prefix, settle, usable};
+use crate::network::members::{claims, split_jid};
+use crate::network::{Inputs, Node as Member, Own, Refused, plan};
 use dataplane::table::Prefix;
-use dataplane::tunnel::PublicKey;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -24,30 +24,31 @@ impl Node {
     /// Makes the plan of every network again and carries it out.
     pub(super) async fn refresh(&mut self) {
         let interfaces: Vec<String> = self.config.networks.iter().map(|n| n.interface.clone()).collect();
-        let routes = self.host.routes_by_interface(&interfaces).await.unwrap_or_else(|e| {
-            tracing::warn!("{e}");
-            Vec::new()
-        });
-        let underlay: Vec<Prefix> = routes.iter().map(|r| r.0).collect();
+        match self.host.routes_by_interface(&interfaces).await {
+            Ok(routes) => self.underlay = Some(routes),
+            Err(e) => tracing::warn!("{e}"),
+        }
         for id in 0..self.networks.len() {
             self.readdress(id, false).await;
             let members = self.members_of(id);
             let plan = match self.networks[id].config.kind {
-                NetworkKind::Group(_) => self.group_plan(id, &members, &underlay),
-                NetworkKind::Social(_) => self.social_plan(id, &members, &routes),
+                NetworkKind::Group(_) => self.with_inputs(id, plan),
+                NetworkKind::Social(_) => self.social_plan(id, &members),
             };
             let mut pinned = false;
             let n = &mut self.networks[id];
             let seen = plan.peers.iter().map(|p| (&p.jid, &p.public_key));
-            for (jid, key) in seen.chain(plan.refused.iter().map(|r| (&r.jid, &r.public_key))) {
+            let changed = plan.refused.iter().filter(|r| r.pinned.is_some()).map(|r| (&r.jid, &r.public_key));
+            for (jid, key) in seen.chain(changed) {
                 let (account, device) = split_jid(jid);
                 pinned |= self.pins.note(account, device, &n.name, key);
             }
-            for r in plan.refused.iter().filter(|r| !n.refused.iter().any(|o| o.public_key == r.public_key)) {
+            let new = |r: &&Refused| !n.refused.iter().any(|o| o.public_key == r.public_key && o.jid == r.jid);
+            for r in plan.refused.iter().filter(|r| r.pinned.is_some()).filter(new) {
                 tracing::error!(
                     "THE KEY OF {} CHANGED to {}: it is refused until you say `ipop-fast pins accept {}`",
                     r.jid,
-                    r.public_key,
+                    base64::public(&r.public_key),
                     r.jid
                 );
             }
@@ -73,6 +74,12 @@ impl Node {
                 self.keep_pins();
             }
         }
+        // A path to a peer must not lead through a tunnel of ours.
+        let carried: Vec<Prefix> = self.networks.iter().flat_map(Network::carries).collect();
+        for n in &self.networks {
+            n.ice.set_overlay(carried.clone());
+        }
+        self.rename();
     }
 
     /// Bare JIDs of all whose nodes may be peers in network `id`.
@@ -87,27 +94,6 @@ impl Node {
         let own_jid = self.jid.as_deref();
         let others = self.descriptors.iter().filter(|(jid, _)| Some(jid.as_str()) != own_jid);
         others.map(|(jid, descriptor)| Member { jid, descriptor }).collect()
-    }
-
-    fn group_plan(&self, id: usize, members: &HashSet<String>, underlay: &[Prefix]) -> Plan {
-        let n = &self.networks[id];
-        let group = n.config.group();
-        plan(&Inputs {
-            network: &n.name,
-            own: Own {
-                public_key: n.public_key,
-                addresses: &n.addresses(),
-                since: n.address.map_or(u64::MAX, |(_, since)| since),
-                routes: n.routes(),
-            },
-            subnets: &n.subnets(),
-            secret: group.and_then(|g| g.secret.as_ref()).map(|s| s.as_slice()),
-            accept_routes: group.is_some_and(|g| g.accept_routes),
-            underlay,
-            members,
-            nodes: &self.others(),
-            pins: &self.pins,
-        })
     }
 
     fn keep_pins(&self) {
@@ -125,34 +111,71 @@ impl Node {
     /// A person trusts the new key of `jid`.
     pub(super) fn accept_pin(&mut self, jid: &str) -> Response {
         match self.pins.accept(jid) {
-            0 => {
+            keys if keys.is_empty() => {
                 Response::Error { message: format!("no changed key of {jid} was refused: there is nothing to accept") }
             }
-            n => {
+            keys => {
                 self.keep_pins();
                 self.stir();
-                tracing::warn!("the changed key of {jid} was accepted");
-                Response::Done { message: format!("{n} changed key(s) of {jid} accepted") }
+                let keys: Vec<String> = keys.iter().map(base64::public).collect();
+                let message = format!("accepted of {jid}: {}", keys.join(", "));
+                tracing::warn!("changed keys were {message}");
+                Response::Done { message }
             }
         }
     }
 
-    /// Addresses that other members say they have in network `id`.
-    fn taken(&self, id: usize) -> Vec<(PublicKey, u64, IpAddr)> {
+    /// A person does not need the pinned keys of `jid` any more.
+    pub(super) fn forget_pins(&mut self, jid: &str) -> Response {
+        match self.pins.forget(jid) {
+            0 => Response::Error { message: format!("no key of {jid} is pinned") },
+            n => {
+                self.keep_pins();
+                self.stir();
+                tracing::warn!("{n} pinned keys of {jid} were forgotten");
+                Response::Done {
+                    message: format!("{n} pinned key(s) of {jid} forgotten; what it shows next is pinned"),
+                }
+            }
+        }
+    }
+
+    /// All that the plan of network `id` depends on.
+    fn with_inputs<T>(&self, id: usize, f: impl FnOnce(&Inputs<'_>) -> T) -> T {
         let n = &self.networks[id];
-        let Some(subnet) = n.subnet() else { return Vec::new() };
-        let members = self.members.get(&n.name);
-        let own = &self.config.xmpp.jid;
-        let said = self.descriptors.iter().filter(|(jid, _)| Some(*jid) != self.jid.as_ref());
-        said.filter(|(jid, _)| {
-            let account = split_jid(jid).0;
-            account == own || members.is_some_and(|m| m.contains(account))
+        let group = n.config.group();
+        let members = self.members_of(id);
+        let subnets = n.subnets();
+        // Of the network's own addresses: `claims` are about the others.
+        let own = n.addresses();
+        f(&Inputs {
+            network: &n.name,
+            own: Own {
+                account: &self.config.xmpp.jid,
+                public_key: n.public_key,
+                addresses: &own,
+                since: n.address.map_or(u64::MAX, |(_, since)| since),
+                routes: n.routes(),
+            },
+            subnets: &subnets,
+            secret: group.and_then(|g| g.secret.as_ref()).map(|s| s.as_slice()),
+            // Without knowing what this machine reaches by itself, nobody's routes are taken.
+            accept_routes: group.is_some_and(|g| g.accept_routes) && self.underlay.is_some(),
+            underlay: &self.guarded(id),
+            members: &members,
+            nodes: &self.others(),
+            online: &self.present,
+            pins: &self.pins,
         })
-        .flat_map(|(_, d)| &d.networks)
-        .filter(|d| d.network == n.name && d.public_key != n.public_key)
-        .flat_map(|d| d.addresses.iter().map(|p| (d.public_key, d.since, p.address())))
-        .filter(|(_, _, a)| subnet.contains(*a))
-        .collect()
+    }
+
+    /// What no member of network `id` may take over by offering a route.
+    fn guarded(&self, id: usize) -> Vec<Prefix> {
+        let local = self.underlay.iter().flatten().map(|r| r.0);
+        let others = self.networks.iter().enumerate().filter(|(i, _)| *i != id).flat_map(|(_, n)| n.reaches());
+        let endpoints = self.networks.iter().flat_map(Network::endpoints);
+        let hosts = self.servers.addresses().chain(endpoints).map(host_prefix);
+        local.chain(others).chain(hosts).collect()
     }
 
     /// Finds our address in network `id`: the configured one, the one of the last time, or, if the others' are `known`,
@@ -161,7 +184,7 @@ impl Node {
         if self.networks[id].config.social().is_some() {
             return self.choose_social_address(id);
         }
-        let others = self.taken(id);
+        let others = self.with_inputs(id, claims);
         let n = &mut self.networks[id];
         let (fixed, subnet) = (matches!(n.config.address, AddressChoice::Fixed(..)), n.subnet());
         let Some(subnet) = subnet else { return false };

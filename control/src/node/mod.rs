@@ -6,6 +6,7 @@
 mod event;
 mod friends;
 mod members;
+mod names;
 mod negotiation;
 mod network;
 mod peer;
@@ -14,6 +15,7 @@ mod rates;
 mod reload;
 mod run;
 mod servers;
+mod start;
 mod view;
 
 use crate::Error;

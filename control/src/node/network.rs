@@ -33,6 +33,11 @@ pub(super) use hands;
 /// Length of the prefix of stable IPv6 addresses.
 const ULA_LEN: u8 = 64;
 
+/// Attempts that nobody waits for, at once. A path takes a quarter of a second if it is direct and a second if it is relayed,
+/// most of it waiting: so a hundred members are linked in a few seconds, and fifty nodes of one small machine (as in the
+/// tests) do not make each other run out of time.
+const BACKGROUND: usize = 8;
+
 /// What a network's plan is carried out with.
 pub(super) struct Around<'a> {
     /// Full JIDs that are there.
@@ -45,6 +50,16 @@ pub(super) struct Around<'a> {
     pub(super) events: &'a mpsc::Sender<Event>,
     /// Why a node (full JID) is no peer any more.
     pub(super) why_gone: &'a dyn Fn(&str) -> &'static str,
+}
+
+/// Of one link; must differ from all others'.
+fn seed() -> u64 {
+    let mut seed = [0; 8];
+    // It has worked for the keys, and will again.
+    if getrandom::fill(&mut seed).is_err() {
+        tracing::error!("the system gives no random bytes: session ids may be guessed");
+    }
+    u64::from_le_bytes(seed)
 }
 
 /// One network.
@@ -69,9 +84,10 @@ pub(super) struct Network {
     pub(super) conflict: Option<String>,
     /// Of the last plan, and of what the host refused.
     pub(super) warnings: Vec<String>,
-    pub(super) host_addresses: Vec<IpAddr>,
-    /// Differs in every link.
-    seed: u64,
+    /// Underlay addresses; `None` until they were looked at.
+    pub(super) host_addresses: Option<Vec<IpAddr>>,
+    /// Routes that the kernel did not take, until this machine's own change.
+    pub(super) refused_routes: BTreeSet<Prefix>,
     _ferry: Ferry,
 }
 
@@ -107,8 +123,6 @@ impl Network {
         let ice = ice::start(Arc::new(EnginePort { engine: engine.clone(), port }), IceOptions { relay_private });
         let ferry =
             Ferry::start(id, &engine, ice.clone(), events.clone()).map_err(|e| Error::io("start a thread", e))?;
-        let mut seed = [0; 8];
-        getrandom::fill(&mut seed).map_err(|e| Error::io("get random bytes", std::io::Error::other(e.to_string())))?;
         Ok(Self {
             id,
             ula: ula(&name, &public_key),
@@ -124,8 +138,8 @@ impl Network {
             refused: Vec::new(),
             conflict: None,
             warnings: Vec::new(),
-            host_addresses: Vec::new(),
-            seed: u64::from_le_bytes(seed),
+            host_addresses: None,
+            refused_routes: BTreeSet::new(),
             config,
             _ferry: ferry,
         })
@@ -232,7 +246,6 @@ impl Network {
                 }
                 continue;
             }
-            self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let config = LinkConfig {
                 proactive: self.config.links == LinkPolicy::Proactive,
                 idle_timeout: self.config.idle_timeout,
@@ -244,7 +257,7 @@ impl Network {
             tracing::info!("{}: {} ({}) is {what}, key {}", self.name, p.jid, p.name, p.public_key);
             self.by_key.insert(p.public_key, p.jid.clone());
             fresh.push(p.jid.clone());
-            let peer = Peer::new(id, p, Link::new(config, self.seed));
+            let peer = Peer::new(id, p, Link::new(config, seed()));
             update.peers.push(peer.entry());
             self.peers.insert(peer.planned.jid.clone(), peer);
         }
@@ -270,25 +283,46 @@ impl Network {
     /// Routes the members' subnets to the interface.
     async fn route(&mut self, host: &Host) {
         let wanted: BTreeSet<Prefix> = self.peers.values().flat_map(|p| p.planned.routes.iter().copied()).collect();
+        self.refused_routes.retain(|p| wanted.contains(p));
         let old: Vec<Prefix> = self.routed.difference(&wanted).copied().collect();
-        for prefix in old {
-            if let Err(e) = host.del_route(prefix, &self.config.interface).await {
-                tracing::warn!("{}: {e}", self.name);
-            }
-            self.routed.remove(&prefix);
-        }
-        let new: Vec<Prefix> = wanted.difference(&self.routed).copied().collect();
-        for prefix in new {
-            match host.add_route(prefix, &self.config.interface).await {
-                Ok(()) => {
-                    self.routed.insert(prefix);
-                }
+        let new: Vec<Prefix> =
+            wanted.difference(&self.routed).filter(|p| !self.refused_routes.contains(p)).copied().collect();
+        if !old.is_empty() || !new.is_empty() {
+            let refused = match host.change_routes(&self.config.interface, &old, &new).await {
+                Ok(refused) => refused,
                 Err(e) => {
+                    // The interface is on its way out, or netlink hangs: the next plan tries again.
                     tracing::warn!("{}: {e}", self.name);
-                    self.warnings.push(e.to_string());
+                    return;
                 }
+            };
+            for p in old {
+                self.routed.remove(&p);
+            }
+            self.routed.extend(new.into_iter().filter(|p| !refused.iter().any(|(r, _)| r == p)));
+            for (prefix, why) in refused {
+                tracing::warn!("{}: the route {prefix} is not taken: {why}", self.name);
+                self.refused_routes.insert(prefix);
             }
         }
+        let more = self.refused_routes.iter().map(|p| format!("the route {p} is not taken: the kernel refuses it"));
+        self.warnings.extend(more);
+    }
+
+    /// What is carried by this network's tunnel.
+    pub(super) fn carries(&self) -> impl Iterator<Item = Prefix> {
+        self.subnets().into_iter().chain(self.routed.iter().copied())
+    }
+
+    /// What it carries and what lies behind us: nothing of it may be routed into another network.
+    pub(super) fn reaches(&self) -> impl Iterator<Item = Prefix> {
+        self.carries().chain(self.routes().iter().copied())
+    }
+
+    /// Where datagrams for members go: a route that covers such an address would send them into the tunnel that they
+    /// carry.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = IpAddr> {
+        self.peers.values().filter_map(|p| p.link.path()).map(|(path, _)| path.address().ip())
     }
 
     /// The peer with this key.
@@ -304,7 +338,7 @@ impl Network {
         }
     }
 
-    /// Runs timers.
+    /// Runs timers, and lets links take turns.
     pub(super) fn handle_timeouts(&mut self, now: Time, xmpp: &Xmpp, events: &mpsc::Sender<Event>) {
         let hands = hands!(self, xmpp, events);
         for peer in self.peers.values_mut() {
@@ -313,11 +347,29 @@ impl Network {
                 peer.pump(&hands);
             }
         }
+        let free = BACKGROUND.saturating_sub(self.searching());
+        let mut waiting: Vec<_> = self.peers.values_mut().filter_map(|p| Some((p.link.turn_at()?, p))).collect();
+        waiting.retain(|(at, _)| *at <= now);
+        waiting.sort_by_key(|(at, _)| *at);
+        for (_, peer) in waiting.into_iter().take(free) {
+            peer.handle(Input::Turn, &hands);
+        }
+    }
+
+    fn searching(&self) -> usize {
+        self.peers.values().filter(|p| p.link.is_searching()).count()
     }
 
     /// When the first timer ends.
     pub(super) fn next_timeout(&self) -> Option<Time> {
-        self.peers.values().filter_map(|p| p.link.poll_timeout()).min()
+        let timers = self.peers.values().filter_map(|p| p.link.poll_timeout()).min();
+        // With none free, the end of an attempt is the next chance.
+        let turns = if self.searching() < BACKGROUND {
+            self.peers.values().filter_map(|p| p.link.turn_at()).min()
+        } else {
+            None
+        };
+        timers.into_iter().chain(turns).min()
     }
 
     /// Tells the links what the data plane knows.

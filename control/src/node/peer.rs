@@ -4,7 +4,7 @@ use super::event::{Event, LinkId, Remote};
 use super::negotiation::{self, Running, Subject};
 use super::rates::Rates;
 use crate::admin::status::LinkStatus;
-use crate::ice::{self, Credentials, IceNode};
+use crate::ice::{self, Credentials, IceNode, ProbeError};
 use crate::link::{self, Input, Link, Output, State};
 use crate::network::PlannedPeer;
 use crate::xmpp::{self, Negotiation, Signal, SignalRequest, Xmpp};
@@ -75,8 +75,13 @@ impl Peer {
 
     /// Something happened to the link.
     pub(super) fn handle(&mut self, input: Input, hands: &Hands<'_>) {
+        let again = matches!(input, Input::SignalingUp);
         self.link.handle(Engine::now(), input);
         self.pump(hands);
+        // Packets that asked for a path while none could be looked for ask once more.
+        if again && self.online && self.link.path().is_none() && !self.link.wants() {
+            self.demand(hands);
+        }
     }
 
     /// Whether packets wait for a path, or are refused.
@@ -93,7 +98,9 @@ impl Peer {
     /// The peer's `session-initiate`. The link decides, and the answer is sent.
     pub(super) fn offer(&mut self, request: SignalRequest, sid: String, offer: Negotiation, hands: &Hands<'_>) {
         self.offered.insert(sid.clone(), (Some(request), offer));
-        self.handle(Input::Initiated { sid }, hands);
+        self.handle(Input::Initiated { sid: sid.clone() }, hands);
+        // Whatever became of it: a repetition of a live session is accepted without a new agent that would take it.
+        self.offered.remove(&sid);
     }
 
     /// The peer's `session-accept`. False: there is no such session.
@@ -130,7 +137,6 @@ impl Peer {
         hands: &Hands<'_>,
     ) {
         if !self.running.contains_key(sid) {
-            hands.ice.release(found.path);
             return;
         }
         let (path, relayed) = (found.path, found.is_relayed());
@@ -236,10 +242,8 @@ impl Peer {
 
     /// Asks the peer for a sign of life over the path in use.
     fn probe(&self, hands: &Hands<'_>) {
-        let roamed = self.tunnel.as_ref().and_then(|t| t.path);
-        let chosen = self.link.path().map(|(path, _)| path);
         let known = self.link.sid().and_then(|sid| self.known.get(sid));
-        let (Some(path), Some(known)) = (roamed.or(chosen), known) else {
+        let (Some(path), Some(known)) = (self.probed_path(), known) else {
             // The peer came by itself, there were no checks: the tunnel's own handshake asks as well.
             hands.engine.handshake(&self.planned.public_key);
             return;
@@ -247,9 +251,25 @@ impl Peer {
         let (ice, events, link) = (hands.ice.clone(), hands.events.clone(), self.id.clone());
         let (local, remote) = (known.local.clone(), known.remote.clone());
         tokio::spawn(async move {
-            let rtt = ice.probe(path, &local, &remote).await.ok();
-            let _ = events.send(Event::Probe { link, rtt }).await;
+            let rtt = match ice.probe(path, &local, &remote).await {
+                Ok(rtt) => Some(rtt),
+                // It comes two seconds after the question, and the link counts one as lost much sooner.
+                Err(ProbeError::NoAnswer) => return,
+                Err(_) => None,
+            };
+            let _ = events.send(Event::Probe { link, path, rtt }).await;
         });
+    }
+
+    /// The path that is asked for a sign of life: the one that the tunnel uses, as the peer may have roamed.
+    fn probed_path(&self) -> Option<Path> {
+        let roamed = self.tunnel.as_ref().and_then(|t| t.path);
+        roamed.or(self.link.path().map(|(path, _)| path))
+    }
+
+    /// Whether a probe of `path` says something about the path in use.
+    pub(super) fn probes(&self, path: Path) -> bool {
+        self.probed_path() == Some(path)
     }
 
     fn changed(&mut self, hands: &Hands<'_>) {
@@ -284,17 +304,12 @@ impl Peer {
 
     /// Forgets what no agent and no path needs any more.
     fn tidy(&mut self, hands: &Hands<'_>) {
-        let used = self.link.sid();
-        let path = self.link.path().map(|(path, _)| path);
-        let over = |sid: &String| !self.running.contains_key(sid) && used != Some(sid);
+        let over = |sid: &String| !self.running.contains_key(sid) && !self.link.needs(sid);
         let over: Vec<String> = self.known.keys().filter(|sid| over(sid)).cloned().collect();
         for sid in over {
             let Some(known) = self.known.remove(&sid) else { continue };
+            // And with it goes its use of a relay's channel.
             hands.ice.forget(&known.local.ufrag);
-            let shared = self.known.values().any(|k| k.found.path == known.found.path);
-            if !shared && path != Some(known.found.path) {
-                hands.ice.release(known.found.path);
-            }
         }
     }
 
@@ -304,8 +319,13 @@ impl Peer {
         self.running.clear();
         for (_, known) in self.known.drain() {
             hands.ice.forget(&known.local.ufrag);
-            hands.ice.release(known.found.path);
         }
+    }
+
+    /// Whether this is our user fragment of the path in use.
+    pub(super) fn is_known_as(&self, ufrag: &str) -> bool {
+        let known = self.link.sid().and_then(|sid| self.known.get(sid));
+        known.is_some_and(|k| k.local.ufrag == ufrag)
     }
 
     /// Its link for people.

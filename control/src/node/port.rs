@@ -2,7 +2,8 @@
 
 use super::event::{Event, NetworkId};
 use crate::ice::{IceNode, Port};
-use crossbeam::channel::{RecvTimeoutError, select};
+use crossbeam::channel::select;
+use dataplane::tunnel::PublicKey;
 use dataplane::{Engine, Path};
 use std::io;
 use std::net::SocketAddr;
@@ -10,9 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 /// How often the thread that waits for the data plane looks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often a busy node is told again of what is wanted.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// The port of an engine.
 pub(super) struct EnginePort {
@@ -46,14 +50,16 @@ impl Ferry {
         let over = Arc::new(AtomicBool::new(false));
         let (side, wanted, ended) = (engine.side_datagrams(), engine.wanted(), over.clone());
         std::thread::Builder::new().name(format!("ferry-{id}")).spawn(move || {
+            // Demands for which the node has no ear just now. STUN does not wait for that. Each peer is in it once, as
+            // the data plane asks once.
+            let mut waiting: Vec<PublicKey> = Vec::new();
             while !ended.load(Relaxed) {
+                waiting.retain(|key| matches!(events.try_send(Event::Wanted(id, *key)), Err(TrySendError::Full(_))));
+                let pause = if waiting.is_empty() { LOOK } else { AGAIN };
                 let carried = select! {
-                    recv(side) -> d => d.map(|d| ice.receive(&d)).map_err(|_| RecvTimeoutError::Disconnected),
-                    recv(wanted) -> key => match key {
-                        Ok(key) if events.blocking_send(Event::Wanted(id, key)).is_ok() => Ok(()),
-                        _ => Err(RecvTimeoutError::Disconnected),
-                    },
-                    default(LOOK) => Ok(()),
+                    recv(side) -> d => d.map(|d| ice.receive(&d)),
+                    recv(wanted) -> key => key.map(|key| waiting.push(key)),
+                    default(pause) => Ok(()),
                 };
                 if carried.is_err() {
                     return;

@@ -47,6 +47,7 @@ fn needs_restart(old: &NodeConfig, new: &NodeConfig) -> Vec<String> {
     note(old.control_socket != new.control_socket, "[node] control_socket");
     note((&a.jid, &a.server, a.direct_tls, &a.ca_file) != (&b.jid, &b.server, b.direct_tls, &b.ca_file), "[xmpp]");
     note(a.password != b.password, "the password");
+    note(old.names != new.names, "[names] enabled");
     note(old.ice.relay_private != new.ice.relay_private, "[ice] relay_private");
     note(old.networks.len() != new.networks.len(), "the number of networks");
     let allow = |n: &NetworkConfig| n.social().map(|s| s.allow.clone());

@@ -1,9 +1,10 @@
 //! The node's loop.
 
-use super::event::{Event, LinkId, Progress};
+use super::event::{Event, LinkId, Progress, Servers};
+use super::names::Names;
 use super::network::{Network, hands};
 use super::peer::Hands;
-use super::{friends, servers, view};
+use super::{servers, view};
 use crate::Error;
 use crate::admin::{self, Request, Response};
 use crate::cli::UpArgs;
@@ -12,10 +13,10 @@ use crate::host::Host;
 use crate::ice::IceEvent;
 use crate::identity::{Descriptor, Keys, StateLock};
 use crate::link::{Input, Link, State};
-use crate::link_watch::LinkWatch;
 use crate::network::{FriendLeases, Leases, Pins, Store};
-use crate::xmpp::{self, FriendSource, Friends, Signal, SignalRequest, Verdict, Xmpp};
-use dataplane::{Closed, Engine, Path};
+use crate::xmpp::{self, Friends, Signal, SignalRequest, Verdict, Xmpp};
+use dataplane::table::Prefix;
+use dataplane::{Engine, Path};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,7 +44,7 @@ pub(super) const LEASES: &str = "leases.json";
 pub(super) const FRIENDS: &str = "friends.json";
 /// Leases end with time alone, and a new route that overlaps a subnet is no change that the host tells: the plan is made
 /// again so often.
-const TEND: Duration = Duration::from_secs(60);
+pub(super) const TEND: Duration = Duration::from_secs(60);
 
 /// How the XMPP connection is.
 #[derive(Clone, Debug)]
@@ -66,6 +67,7 @@ pub(super) struct Node {
     /// What XMPP knows of friends.
     pub(super) friends: Friends,
     pub(super) networks: Vec<Network>,
+    pub(super) names: Names,
     pub(super) started: Instant,
     /// Our full JID, as the server knows it.
     pub(super) jid: Option<String>,
@@ -76,16 +78,18 @@ pub(super) struct Node {
     pub(super) descriptors: BTreeMap<String, Descriptor>,
     /// Full JIDs.
     pub(super) present: HashSet<String>,
+    pub(super) servers: Servers,
     pub(super) servers_problem: Option<String>,
+    /// What this machine reaches by itself, and over which interface, as it was last seen; `None`: not known.
+    pub(super) underlay: Option<Vec<(Prefix, Option<String>)>>,
     pub(super) events: mpsc::Sender<Event>,
-    finding_servers: Option<AbortHandle>,
+    pub(super) finding_servers: Option<AbortHandle>,
     /// Something changed that the plan depends on.
     pub(super) dirty: Option<Instant>,
-    sweep_at: Option<Instant>,
+    pub(super) sweep_at: Option<Instant>,
     pub(super) choose_at: Option<Instant>,
-    look_at: Instant,
-    tend_at: Instant,
-    was_online: bool,
+    pub(super) look_at: Instant,
+    pub(super) tend_at: Instant,
 }
 
 /// Runs a node until it is told to end.
@@ -152,133 +156,6 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 }
 
 impl Node {
-    async fn start(
-        args: &UpArgs,
-        config: NodeConfig,
-        keys: &Keys,
-        events: &mpsc::Sender<Event>,
-    ) -> Result<Self, Error> {
-        let store = Store::open(&config.state_dir)?;
-        let pins = store.read::<Pins>(PINS)?.unwrap_or_default().sorted();
-        let leases = store.read::<Leases>(LEASES)?.unwrap_or_default();
-        let friend_leases = store.read::<FriendLeases>(FRIENDS)?.unwrap_or_default();
-        let host = Host::new()?;
-        friends::refuse_overlaps(&config, &host).await?;
-        let mut networks = Vec::new();
-        for (id, network) in config.networks.iter().enumerate() {
-            let relay_private = config.ice.relay_private;
-            let network = Network::open(id, network.clone(), keys, args, relay_private, events)?;
-            networks.push(network);
-        }
-        let social = config.networks.iter().filter_map(crate::config::NetworkConfig::social);
-        let settings = xmpp::Settings {
-            account: config.xmpp.clone(),
-            resource: keys.node_resource(),
-            groups: config.networks.iter().filter_map(|n| n.group().map(|g| g.source.clone())).collect(),
-            friends: social.map(|s| FriendSource { network: s.network(), allow: s.allow.clone() }).collect(),
-        };
-        let (xmpp, mut from_xmpp) = xmpp::start(settings).map_err(|e| Error::State(e.to_string()))?;
-        let forward = events.clone();
-        tokio::spawn(async move {
-            while let Some(e) = from_xmpp.recv().await {
-                if forward.send(Event::Xmpp(e)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let interfaces: Vec<String> = config.networks.iter().map(|n| n.interface.clone()).collect();
-        let mut changes = host.watch(interfaces).await?;
-        let forward = events.clone();
-        tokio::spawn(async move {
-            while changes.recv().await.is_some() {
-                if forward.send(Event::Host).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let mut node = Self {
-            args: args.clone(),
-            config,
-            host,
-            xmpp,
-            store,
-            pins,
-            leases,
-            friend_leases,
-            friends: Friends::default(),
-            networks,
-            started: Instant::now(),
-            jid: None,
-            connection: Connection { online: false, detail: "connecting".into(), since: Instant::now() },
-            members: HashMap::new(),
-            descriptors: BTreeMap::new(),
-            present: HashSet::new(),
-            servers_problem: None,
-            events: events.clone(),
-            finding_servers: None,
-            dirty: None,
-            sweep_at: None,
-            choose_at: None,
-            look_at: Instant::now(),
-            tend_at: Instant::now() + TEND,
-            was_online: false,
-        };
-        for id in 0..node.networks.len() {
-            node.choose_address(id, false);
-            node.networks[id].set_up(&node.host).await?;
-            node.attend(id)?;
-        }
-        node.host_changed().await;
-        node.publish();
-        for n in &node.networks {
-            let addresses: Vec<String> = n.interface_addresses().iter().map(|(a, len)| format!("{a}/{len}")).collect();
-            tracing::info!(
-                "{}: interface {} with {}, UDP port {}, key {}",
-                n.name,
-                n.config.interface,
-                addresses.join(" and "),
-                n.port,
-                n.public_key
-            );
-        }
-        Ok(node)
-    }
-
-    /// Listens to what a network's parts have to say.
-    fn attend(&self, id: usize) -> Result<(), Error> {
-        let n = &self.networks[id];
-        let (events, mut ice) = (self.events.clone(), n.ice.events());
-        tokio::spawn(async move {
-            use tokio::sync::broadcast::error::RecvError;
-            loop {
-                let event = match ice.recv().await {
-                    Ok(event) => event,
-                    // Whatever was missed, something changed.
-                    Err(RecvError::Lagged(_)) => IceEvent::Changed { why: "much at once".into() },
-                    Err(RecvError::Closed) => return,
-                };
-                if events.send(Event::Ice(id, event)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let failed = |e| Error::io("start a thread", e);
-        let closed = crate::run::closed(n.engine.clone()).map_err(failed)?;
-        let (events, interface) = (self.events.clone(), n.config.interface.clone());
-        tokio::spawn(async move {
-            let why = match closed.await {
-                Ok(Closed::DeviceGone) => format!("interface {interface} was deleted"),
-                Ok(Closed::Failed(e)) => format!("the data plane of {interface} stopped: {e}"),
-                Ok(Closed::Shutdown) | Err(_) => return,
-            };
-            let _ = events.send(Event::Closed(why)).await;
-        });
-        let links = LinkWatch::new(&n.config.interface)?;
-        let (engine, interface) = (n.engine.clone(), n.config.interface.clone());
-        tokio::spawn(async move { crate::run::follow(&interface, links, &engine).await });
-        Ok(())
-    }
-
     /// How long nothing has to be done.
     fn next_wait(&self) -> Duration {
         let now = Engine::now();
@@ -339,20 +216,20 @@ impl Node {
             }
             Event::Ice(id, event) => self.take_ice(id, &event),
             Event::Negotiation { link, sid, what } => self.take_progress(&link, sid, what),
-            Event::Probe { link, rtt } => {
-                let input = rtt.map_or(Input::ProbeFailed, |rtt| Input::ProbeAnswered { rtt });
-                self.tell(&link, input);
-            }
+            Event::Probe { link, path, rtt } => self.probed(&link, path, rtt),
             Event::Host => self.host_changed().await,
-            Event::Servers { stun, turn, problem, lifetime } => {
+            Event::Servers { servers, complete, problem, lifetime } => {
                 if let Some(p) = problem.as_ref().filter(|p| self.servers_problem.as_ref() != Some(*p)) {
                     tracing::warn!("{p}");
                 }
                 self.servers_problem = problem;
+                self.servers = self.servers.after(servers, complete);
                 for n in &self.networks {
-                    n.ice.set_servers(stun.clone(), turn.clone());
+                    n.ice.set_servers(self.servers.stun.clone(), self.servers.turn.clone());
                 }
                 self.find_servers(lifetime);
+                // No member's route may lead to them.
+                self.stir();
             }
             Event::Admin(request, reply) => {
                 let response = match request {
@@ -362,7 +239,9 @@ impl Node {
                         }
                         Response::Status(Box::new(view::status(self)))
                     }
+                    Request::Names => Response::Names(Box::new(self.names_shown())),
                     Request::AcceptPin { jid } => self.accept_pin(&jid),
+                    Request::ForgetPins { jid } => self.forget_pins(&jid),
                     Request::Friends => self.friend_list(),
                     Request::Befriend { action, jid } => {
                         self.befriend(action, jid, reply);
@@ -378,12 +257,13 @@ impl Node {
         Ok(())
     }
 
-    /// Something for one link.
-    fn tell(&mut self, link: &LinkId, input: Input) {
+    /// A probe came back, or will not.
+    fn probed(&mut self, link: &LinkId, path: Path, rtt: Option<Duration>) {
         let n = &mut self.networks[link.network];
         let hands = hands!(n, &self.xmpp, &self.events);
-        if let Some(p) = n.peers.get_mut(&link.jid) {
-            p.handle(input, &hands);
+        // Of a path that is in use no more it says nothing.
+        if let Some(p) = n.peers.get_mut(&link.jid).filter(|p| p.probes(path)) {
+            p.handle(rtt.map_or(Input::ProbeFailed, |rtt| Input::ProbeAnswered { rtt }), &hands);
         }
     }
 
@@ -393,7 +273,6 @@ impl Node {
                 tracing::info!("XMPP: logged in as {jid}");
                 notify(&[sd_notify::NotifyState::Status(&format!("online as {jid}"))]);
                 self.connection = Connection { online: true, detail: "logged in".into(), since: Instant::now() };
-                self.was_online = true;
                 self.jid = Some(jid);
                 self.present.clear();
                 self.sweep_at = Some(Instant::now() + SWEEP);
@@ -413,12 +292,10 @@ impl Node {
                 }
             }
             xmpp::Event::Refused { why } => {
-                let why = format!("the XMPP server refuses the account {}: {why}", self.config.xmpp.jid);
-                if !self.was_online {
-                    return Err(Error::State(why));
-                }
-                tracing::error!("{why}; links go on, but new ones cannot be made until the node is started again");
-                self.connection = Connection { online: false, detail: why, since: Instant::now() };
+                return Err(Error::State(format!(
+                    "the XMPP server refuses the account {}: {why}",
+                    self.config.xmpp.jid
+                )));
             }
             xmpp::Event::Members { network, accounts } => {
                 self.members.insert(network, accounts);
@@ -505,12 +382,7 @@ impl Node {
     fn take_progress(&mut self, link: &LinkId, sid: String, what: Progress) {
         let n = &mut self.networks[link.network];
         let hands = hands!(n, &self.xmpp, &self.events);
-        let Some(p) = n.peers.get_mut(&link.jid) else {
-            if let Progress::Found { found, .. } = what {
-                n.ice.release(found.path);
-            }
-            return;
-        };
+        let Some(p) = n.peers.get_mut(&link.jid) else { return };
         match what {
             Progress::Refused { why, tie_break, gone } => {
                 p.handle(Input::SignalFailed { sid, why, tie_break, gone }, &hands);
@@ -522,6 +394,13 @@ impl Node {
 
     fn take_ice(&mut self, id: usize, event: &IceEvent) {
         let n = &mut self.networks[id];
+        if let IceEvent::Heard { ufrag } = event {
+            let hands = hands!(n, &self.xmpp, &self.events);
+            if let Some(p) = n.peers.values_mut().find(|p| p.is_known_as(ufrag)) {
+                p.handle(Input::Heard, &hands);
+            }
+            return;
+        }
         let concerns = |link: &Link| match (event, link.path().map(|(path, _)| path)) {
             (IceEvent::Changed { .. }, _) => true,
             // Also for a negotiation under way: it has told its candidates, and there was no relay among them.
@@ -536,16 +415,16 @@ impl Node {
         }
     }
 
-    async fn host_changed(&mut self) {
+    pub(super) async fn host_changed(&mut self) {
         let interfaces: Vec<String> = self.config.networks.iter().map(|n| n.interface.clone()).collect();
         match self.host.underlay_addresses(&interfaces).await {
             Ok(addresses) => {
-                if self.networks.iter().any(|n| n.host_addresses != addresses && !n.host_addresses.is_empty()) {
+                let known = |n: &Network| n.host_addresses.as_ref() == Some(&addresses);
+                if self.networks.iter().any(|n| n.host_addresses.is_some() && !known(n)) {
                     self.xmpp.check();
                 }
-                for n in self.networks.iter_mut().filter(|n| n.host_addresses != addresses) {
-                    let first = n.host_addresses.is_empty();
-                    n.host_addresses.clone_from(&addresses);
+                for n in self.networks.iter_mut().filter(|n| !known(n)) {
+                    let first = n.host_addresses.replace(addresses.clone()).is_none();
                     n.ice.set_host_addresses(addresses.clone());
                     if !first {
                         tracing::info!("{}: this machine's addresses are now {addresses:?}", n.name);
@@ -553,6 +432,13 @@ impl Node {
                     }
                 }
             }
+            Err(e) => tracing::warn!("{e}"),
+        }
+        for n in &mut self.networks {
+            n.refused_routes.clear();
+        }
+        match self.host.addresses().await {
+            Ok(all) => self.names.set_host(all),
             Err(e) => tracing::warn!("{e}"),
         }
         self.stir();

@@ -6,6 +6,7 @@ use super::peer::Peer;
 use super::run::Node;
 use crate::admin::status::{LinkStatus, NetworkStatus, PeerStatus, ServerStatus, Status, XmppStatus};
 use crate::ice::{ServerKind, ServerState};
+use crate::identity::base64;
 use dataplane::Engine;
 use std::collections::BTreeMap;
 
@@ -32,6 +33,8 @@ pub(super) fn status(node: &Node) -> Status {
             online: node.connection.online,
             detail: node.connection.detail.clone(),
             for_s: node.connection.since.elapsed().as_secs(),
+            dropped_strangers: node.xmpp.counters().strangers(),
+            dropped_malformed: node.xmpp.counters().malformed(),
         },
         servers,
         requests: node.friends.requests.clone(),
@@ -59,12 +62,15 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
             name: r.name.clone(),
             jid: r.jid.clone(),
             online: node.present.contains(&r.jid),
-            public_key: r.pinned.map_or_else(String::new, |k| k.to_string()),
-            pin: "changed".to_owned(),
-            pin_detail: Some(r.public_key.to_string()),
+            public_key: r.pinned.map_or_else(String::new, |k| base64::public(&k)),
+            pin: if r.pinned.is_some() { "changed" } else { "refused" }.to_owned(),
+            pin_detail: Some(base64::public(&r.public_key)),
             link: LinkStatus {
                 state: "idle".to_owned(),
-                why: "its key changed and is refused".to_owned(),
+                why: match r.pinned {
+                    Some(_) => "its key changed and is refused".to_owned(),
+                    None => "it says that it has another node's key, and is refused".to_owned(),
+                },
                 ..LinkStatus::default()
             },
             ..PeerStatus::default()
@@ -78,15 +84,24 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
         subnet: n.subnet().map(|p| p.to_string()),
         interface: n.config.interface.clone(),
         addresses: n.interface_addresses().iter().map(|(a, len)| format!("{a}/{len}")).collect(),
-        public_key: n.public_key.to_string(),
+        public_key: base64::public(&n.public_key),
         listen_port: n.port,
-        host_addresses: n.host_addresses.iter().map(ToString::to_string).collect(),
+        host_addresses: n.host_addresses.iter().flatten().map(ToString::to_string).collect(),
         routes: n.routes().iter().map(ToString::to_string).collect(),
         traffic: counted(&stats.traffic),
-        drops: counted(&stats.drops),
-        warnings: n.conflict.iter().chain(&n.warnings).cloned().collect(),
+        drops: drops(n, &stats.drops),
+        warnings: n.conflict.iter().chain(&n.warnings).cloned().chain(node.names.problems(&n.addresses())).collect(),
         peers,
     }
+}
+
+/// Of the data plane, and of STUN and TURN on its port.
+fn drops(n: &Network, rows: &[(&'static str, u64)]) -> BTreeMap<String, u64> {
+    let ice = n.ice.drops();
+    let ice = [("stun_malformed", ice.malformed), ("stun_unknown", ice.unknown), ("stun_forged", ice.forged)];
+    let mut all = counted(rows);
+    all.append(&mut counted(&ice));
+    all
 }
 
 fn counted(rows: &[(&'static str, u64)]) -> BTreeMap<String, u64> {
@@ -101,7 +116,7 @@ fn peer(p: &Peer) -> PeerStatus {
         addresses: p.planned.addresses.iter().map(|a| a.address().to_string()).collect(),
         calls_itself: own_name(&p.planned),
         routes: p.planned.routes.iter().map(ToString::to_string).collect(),
-        public_key: p.planned.public_key.to_string(),
+        public_key: base64::public(&p.planned.public_key),
         pin: "pinned".to_owned(),
         pin_detail: None,
         link: p.status(Engine::now()),

@@ -74,6 +74,9 @@ pub enum FriendError {
     /// No answer within [`ANSWER_LIMIT`].
     #[error("the XMPP server did not answer within {} s", ANSWER_LIMIT.as_secs())]
     Timeout,
+    /// Just logged in: the roster is not here yet.
+    #[error("the XMPP server has not told yet who is a friend: try again")]
+    Unsettled,
     /// The server does not do it.
     #[error("the XMPP server refused it: {0}")]
     Refused(String),

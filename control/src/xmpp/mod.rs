@@ -170,7 +170,7 @@ pub enum Event {
         /// For people.
         why: String,
     },
-    /// The server does not want the account. This is the end.
+    /// The server does not want the account, and never did. This is the end.
     Refused {
         /// For people.
         why: String,

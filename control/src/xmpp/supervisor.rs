@@ -15,6 +15,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const REACHABLE_CAP: Duration = Duration::from_secs(4);
 /// While a person has to do something.
 const UNUSABLE_CAP: Duration = Duration::from_secs(30);
+/// While the server refuses an account that it took before: its accounts may be on their way back, or the password is
+/// being changed. Servers shut out who asks more often.
+const REFUSED_WAIT: Duration = Duration::from_secs(300);
 /// Two processes on one resource push each other out: the one that is pushed waits.
 const CONFLICT_WAIT: Duration = Duration::from_secs(30);
 /// A sign of life takes no longer.
@@ -81,6 +84,9 @@ pub(super) async fn run(mut s: Supervisor) {
                         backoff.conflict(),
                     ),
                 }
+            }
+            Err(ConnectError::Refused(why)) if connection > 0 => {
+                (format!("{why}; it was accepted before, so it is tried again every few minutes"), jitter(REFUSED_WAIT))
             }
             Err(ConnectError::Refused(why)) => {
                 tracing::error!("{why}");

@@ -7,6 +7,7 @@
 //! 203.0.113.0/24, sites with public addresses in 198.18.0.0/16, LANs behind a NAT in 10.0.0.0/8. Whoever asks for
 //! IPv6 gets it without NAT and without a filter: servers in 2001:db8:1::/64, LANs in 2001:db8:3:SITE::/64.
 
+mod dns;
 mod gateway;
 pub mod probe;
 mod site;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, ensure};
 use crate::ns::{Namespace, add_address, link};
 use crate::process::{output, run, wait_for};
 
+pub use dns::{Dns, Zone, dns_needs};
 pub use gateway::Gateway;
 pub use site::{Host, Site};
 

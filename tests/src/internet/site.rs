@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{Gateway, answers, plug, route_ipv6, router};
 use crate::ns::{Namespace, add_address, link};
@@ -111,6 +111,22 @@ impl Site {
     pub fn reboot(&mut self) -> Result<()> {
         self.life += 1;
         self.kind.load(&self.gateway, self.number, self.life)
+    }
+
+    /// Puts another kind of gateway in the place of the one that is there, and forgets every mapping. Only between kinds
+    /// with the same addresses on the LAN ([`Gateway::public_hosts`]).
+    ///
+    /// # Errors
+    /// When `nft` or `conntrack` says no.
+    pub fn replace_gateway(&mut self, kind: Gateway) -> Result<()> {
+        ensure!(
+            kind.public_hosts() == self.kind.public_hosts(),
+            "the hosts of {} would need other addresses",
+            self.name
+        );
+        self.kind = kind;
+        self.add_route()?;
+        self.reboot()
     }
 
     /// Gives a host another address on the LAN, as DHCP would after a change of network; gives it.

@@ -17,6 +17,8 @@ const CONFIG: &str = "[req]\ndistinguished_name = dn\nprompt = no\n[dn]\nCN = ip
 #[derive(Debug)]
 pub struct Ca {
     dir: PathBuf,
+    /// Certificates of other authorities, PEM.
+    others: String,
 }
 
 impl Ca {
@@ -25,7 +27,7 @@ impl Ca {
     /// # Errors
     /// When `openssl` is missing or says no.
     pub fn new() -> Result<Self> {
-        let ca = Self { dir: scratch("ca")? };
+        let ca = Self { dir: scratch("ca")?, others: String::new() };
         std::fs::write(ca.dir.join("ca.cnf"), CONFIG)?;
         run(openssl(&ca.dir)
             .args(["req", "-x509", "-config", "ca.cnf", "-extensions", "ca", "-days", DAYS])
@@ -40,8 +42,17 @@ impl Ca {
         self.dir.join("ca.pem")
     }
 
-    /// Signs a server certificate for `names` and writes it, with the authority's behind it, as `cert.pem` and its key as
-    /// `key.pem` into `dir`.
+    /// Has servers that it signs for from now on trust another authority, too.
+    ///
+    /// # Errors
+    /// When that one's certificate cannot be read.
+    pub fn trusting(mut self, other: &Self) -> Result<Self> {
+        self.others.push_str(&std::fs::read_to_string(other.pem())?);
+        Ok(self)
+    }
+
+    /// Signs a certificate for a server, also for when it calls another one, for `names` and writes it, with the authority's behind it, as `cert.pem` and its key as
+    /// `key.pem` into `dir`, and what it is to trust as `ca.pem`.
     ///
     /// # Errors
     /// When `openssl` says no.
@@ -50,7 +61,7 @@ impl Ca {
         let config = format!(
             "[req]\ndistinguished_name = dn\nprompt = no\n[dn]\nCN = server\n[server]\n\
              basicConstraints = critical, CA:FALSE\nkeyUsage = critical, digitalSignature\n\
-             extendedKeyUsage = serverAuth\nsubjectAltName = {}\n",
+             extendedKeyUsage = serverAuth, clientAuth\nsubjectAltName = {}\n",
             alternatives.join(", ")
         );
         std::fs::write(self.dir.join("server.cnf"), config)?;
@@ -62,6 +73,7 @@ impl Ca {
         let chain = [std::fs::read(self.dir.join("leaf.pem"))?, std::fs::read(self.pem())?].concat();
         std::fs::write(dir.join("cert.pem"), chain)?;
         std::fs::copy(self.dir.join("key.pem"), dir.join("key.pem"))?;
+        std::fs::write(dir.join("ca.pem"), std::fs::read_to_string(self.pem())? + &self.others)?;
         Ok(())
     }
 }

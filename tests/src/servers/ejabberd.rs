@@ -4,7 +4,7 @@
 //! socket in its directory, which only we can enter.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Ca, DIRECT_TLS_PORT, PORT, READY_LIMIT, STUN_PORT, Server, Setup, ca, wait_ready, write};
+use super::{Ca, DIRECT_TLS_PORT, READY_LIMIT, SERVER_PORT, STUN_PORT, Server, Setup, ca, wait_ready, write};
 use crate::ns::Namespace;
 use crate::process::{Process, wait_for};
 
@@ -197,7 +197,7 @@ fn spawn(namespace: &str, setup: &Setup, dir: &Path) -> Result<Process> {
         .env("EJABBERD_LOG_PATH", dir.join("ejabberd.log"))
         .env("HOME", dir);
     let mut process = Process::start(&format!("ejabberd in {namespace}"), &mut command)?;
-    wait_ready(&mut process, namespace, &[PORT, DIRECT_TLS_PORT].map(|p| SocketAddr::new(setup.address, p)))
+    wait_ready(&mut process, namespace, &setup.listens())
         .with_context(|| crate::process::tail_of(&dir.join("ejabberd.log"), 25))?;
     wait_for("the API of ejabberd", READY_LIMIT, || {
         UnixStream::connect(api(dir)).context("connecting")?;
@@ -218,7 +218,19 @@ fn libraries() -> Result<PathBuf> {
 }
 
 fn config(setup: &Setup, dir: &Path) -> String {
-    let (domain, address, dir) = (&setup.domain, setup.address, dir.display());
+    let (domain, address, dir, port) = (&setup.domain, setup.address, dir.display(), setup.port);
+    // Without mod_s2s_dialback: a certificate that does not verify is the end.
+    let (tls, listener) = if setup.federated {
+        let listener = format!(
+            "  - port: {SERVER_PORT}\n    ip: \"{address}\"\n    module: ejabberd_s2s_in\n    max_stanza_size: 262144\n    \
+             shaper: none\n"
+        );
+        // It calls a server that was away again after a random time of up to five minutes, and refuses all that is for it.
+        let retry = "s2s_max_retry_delay: 2s\n";
+        (format!("s2s_use_starttls: required\ns2s_cafile: \"{dir}/ca.pem\"\n{retry}"), listener)
+    } else {
+        (String::new(), String::new())
+    };
     // TURN gives its clients addresses of one family here.
     let turn = match address {
         IpAddr::V4(a) => format!("    use_turn: true\n    turn_ipv4_address: \"{a}\"\n"),
@@ -232,8 +244,8 @@ hosts: ["{domain}"]
 certfiles: ["{dir}/both.pem"]
 ca_file: "{dir}/cert.pem"
 auth_password_format: plain
-listen:
-  - port: {PORT}
+{tls}listen:
+{listener}  - port: {port}
     ip: "{address}"
     module: ejabberd_c2s
     max_stanza_size: 262144

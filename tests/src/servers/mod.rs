@@ -14,16 +14,20 @@ use crate::require::Need;
 
 mod ca;
 mod ejabberd;
+mod federation;
 mod prosody;
 
 pub use ca::Ca;
 pub use ejabberd::Ejabberd;
+pub use federation::{Federation, Kind, Member, federation_needs};
 pub use prosody::Prosody;
 
 /// STARTTLS.
 pub const PORT: u16 = 5222;
 /// TLS from the first byte.
 pub const DIRECT_TLS_PORT: u16 = 5223;
+/// Other servers, of a federated one.
+pub const SERVER_PORT: u16 = 5269;
 /// STUN and TURN over UDP.
 pub const STUN_PORT: u16 = 3478;
 /// An Erlang VM on a busy machine takes its time.
@@ -42,13 +46,46 @@ pub struct Setup {
     pub groups: Vec<(String, Vec<String>)>,
     /// Members-only, persistent rooms: local part, and local parts of the members' accounts.
     pub rooms: Vec<(String, Vec<String>)>,
+    /// Port for STARTTLS; [`PORT`] unless told otherwise.
+    pub port: u16,
+    /// Whether it talks to other domains' servers: those that DNS names, with TLS, both sides' certificates signed by its
+    /// own authority, and nothing less.
+    pub federated: bool,
 }
 
 impl Setup {
     /// A domain at an address, with nobody in it.
     #[must_use]
     pub fn new(domain: &str, address: IpAddr) -> Self {
-        Self { domain: domain.to_owned(), address, users: Vec::new(), groups: Vec::new(), rooms: Vec::new() }
+        Self {
+            domain: domain.to_owned(),
+            address,
+            users: Vec::new(),
+            groups: Vec::new(),
+            rooms: Vec::new(),
+            port: PORT,
+            federated: false,
+        }
+    }
+
+    /// With STARTTLS on another port.
+    #[must_use]
+    pub const fn on_port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// With federation.
+    #[must_use]
+    pub const fn federated(mut self) -> Self {
+        self.federated = true;
+        self
+    }
+
+    /// Where it has to let itself be connected to before it is ready.
+    fn listens(&self) -> Vec<SocketAddr> {
+        let ports = [self.port, DIRECT_TLS_PORT].into_iter().chain(self.federated.then_some(SERVER_PORT));
+        ports.map(|p| SocketAddr::new(self.address, p)).collect()
     }
 
     /// Adds accounts.
@@ -131,7 +168,7 @@ pub trait Server: std::fmt::Debug {
 
     /// Where clients connect, STARTTLS.
     fn address(&self) -> SocketAddr {
-        SocketAddr::new(self.setup().address, PORT)
+        SocketAddr::new(self.setup().address, self.setup().port)
     }
 
     /// Where clients connect, TLS from the first byte.

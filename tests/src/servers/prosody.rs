@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::{Ca, DIRECT_TLS_PORT, PORT, STUN_PORT, Server, Setup, ca, wait_ready, write};
+use super::{Ca, DIRECT_TLS_PORT, SERVER_PORT, STUN_PORT, Server, Setup, ca, wait_ready, write};
 use crate::ns::Namespace;
 use crate::process::{Process, wait_for};
 
@@ -111,12 +111,22 @@ fn spawn(namespace: &str, setup: &Setup, dir: &Path) -> Result<Process> {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", namespace, "prosody", "-F", "--config"]).arg(dir.join("prosody.cfg.lua"));
     let mut process = Process::start(&format!("prosody in {namespace}"), &mut command)?;
-    wait_ready(&mut process, namespace, &[PORT, DIRECT_TLS_PORT].map(|p| SocketAddr::new(setup.address, p)))?;
+    wait_ready(&mut process, namespace, &setup.listens())?;
     Ok(process)
 }
 
 fn config(setup: &Setup, dir: &Path, turn: Option<(SocketAddr, &str)>) -> String {
-    let (domain, address, dir) = (&setup.domain, setup.address, dir.display());
+    let (domain, address, dir, port) = (&setup.domain, setup.address, dir.display(), setup.port);
+    // Without dialback: a certificate that does not verify is the end.
+    let (disabled, federation) = if setup.federated {
+        let s2s = format!(
+            "s2s_ports = {{ {SERVER_PORT} }}\ns2s_direct_tls_ports = {{}}\ns2s_require_encryption = true\n\
+             s2s_secure_auth = true\n"
+        );
+        (r#""offline", "dialback""#, s2s)
+    } else {
+        (r#""offline", "s2s""#, String::new())
+    };
     let mut services =
         format!("{{ type = \"stun\", transport = \"udp\", host = \"{address}\", port = {STUN_PORT} }};\n");
     if let Some((a, secret)) = turn {
@@ -137,15 +147,15 @@ log = {{ {{ levels = {{ min = "info" }}, to = "console" }} }}
 -- Without it, every answer waits 40 ms for more.
 network_settings = {{ nagle = false }}
 interfaces = {{ "{address}" }}
-c2s_ports = {{ {PORT} }}
+c2s_ports = {{ {port} }}
 c2s_direct_tls_ports = {{ {DIRECT_TLS_PORT} }}
 c2s_require_encryption = true
 certificates = "{dir}"
-ssl = {{ certificate = "{dir}/cert.pem", key = "{dir}/key.pem" }}
+ssl = {{ certificate = "{dir}/cert.pem", key = "{dir}/key.pem", cafile = "{dir}/ca.pem" }}
 authentication = "internal_plain"
 modules_enabled = {{ "roster", "saslauth", "tls", "disco", "pep", "ping", "groups", "blocklist", "external_services" }}
-modules_disabled = {{ "s2s", "offline" }}
-groups_file = "{dir}/groups"
+modules_disabled = {{ {disabled} }}
+{federation}groups_file = "{dir}/groups"
 external_services = {{
 {services}}}
 VirtualHost "{domain}"

@@ -1,7 +1,7 @@
 //! What a link carries, and when it is there.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use control::admin::status::LinkStatus;
@@ -13,11 +13,21 @@ use ipop_tests::traffic::{tcp_transfer, udp_echo};
 use crate::cast::{Cast, FIND, Xmpp, group_scene, wait_path};
 
 const TRANSFER: Duration = Duration::from_secs(60);
+const DIRECT_AGAIN: Duration = Duration::from_secs(75);
 
 fn carries(cast: &Cast, from: usize, to: usize) -> Result<()> {
     let address = cast.nodes[to].address()?;
     tcp_transfer(cast.ns(from), cast.ns(to), address, 20_000_000, TRANSFER)?;
     udp_echo(cast.ns(from), cast.ns(to), address, [0, 1, 100, 1_000, 1_200])
+}
+
+/// The first answer may be there before the node has looked.
+fn wait_up(cast: &Cast, from: usize, to: usize) -> Result<()> {
+    wait_for("the link to be up", FIND, || {
+        let link = cast.link(from, to)?;
+        ensure!(link.state == "up", "{link:?}");
+        Ok(true)
+    })
 }
 
 #[test]
@@ -88,7 +98,7 @@ fn on_demand_links_are_not_made_before_a_packet_and_proactive_ones_are() {
         let idle = cast.link(0, 1)?;
         ensure!(idle.state == "idle", "nobody asked for it: {idle:?}");
         cast.reach(0, 1)?;
-        ensure!(cast.link(0, 1)?.state == "up");
+        wait_up(&cast, 0, 1)?;
         Ok(())
     });
 }
@@ -106,7 +116,7 @@ fn an_on_demand_link_is_closed_when_idle_and_opens_again() {
         cast.start(all)?;
         cast.wait_known(1)?;
         cast.reach(0, 1)?;
-        ensure!(cast.link(0, 1)?.state == "up");
+        wait_up(&cast, 0, 1)?;
         wait_for("the link to be closed", Duration::from_secs(25), || Ok(cast.link(0, 1)?.state == "idle"))?;
         cast.reach(1, 0)?;
         cast.alive()
@@ -123,5 +133,58 @@ fn a_packet_to_an_address_without_a_member_is_answered_with_unreachable() {
         let text = String::from_utf8_lossy(&out.stdout);
         ensure!(text.to_lowercase().contains("unreachable"), "ping says {text}");
         Ok(())
+    });
+}
+
+#[test]
+fn a_relayed_link_becomes_direct_by_itself_when_the_way_is_free() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::PortRestricted, Gateway::Symmetric])?;
+        cast.start_all()?;
+        let heart = cast.heartbeat(0, 1)?;
+        let link = wait_path(&cast, 0, 1, "relayed")?;
+        ensure!(link.why.contains("relayed over") && link.why.contains("because"), "{link:?}");
+        cast.sites[1].replace_gateway(Gateway::PortRestricted)?;
+        let opened = Instant::now();
+        // Direct again is tried after 30 s, give or take a quarter, by one side; by the other after 45.
+        wait_for("a direct link", DIRECT_AGAIN, || {
+            let link = cast.link(0, 1)?;
+            ensure!(link.path.as_deref() == Some("direct"), "{link:?}");
+            Ok(true)
+        })?;
+        let found = Instant::now();
+        heart.wait_after(found, FIND)?;
+        eprintln!("direct {:.1} s after the way was free", (found - opened).as_secs_f64());
+        cast.alive()
+    });
+}
+
+#[test]
+fn the_views_tell_what_a_link_carries() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::PortRestricted, Gateway::Public])?;
+        cast.start_all()?;
+        cast.reach(0, 1)?;
+        let address = cast.nodes[1].address()?;
+        tcp_transfer(cast.ns(0), cast.ns(1), address, 20_000_000, TRANSFER)?;
+        let link = cast.link(0, 1)?;
+        let network = cast.nodes[1].network()?;
+        let theirs = cast.sites[1].seen(0);
+        ensure!(link.address == Some(format!("{theirs}:{}", network.listen_port)), "{link:?} to port {network:?}");
+        ensure!(link.tx_bytes >= 20_000_000 && link.tx_bps > 0.0, "{link:?}");
+        ensure!(
+            link.last_handshake_s.is_some_and(|s| s < 30) && link.setup_ms.is_some_and(|ms| ms < 15_000.0),
+            "{link:?}"
+        );
+        ensure!(network.traffic.get("tun_packets_out").is_some_and(|n| *n > 10_000), "{:?}", network.traffic);
+        let peer = cast.nodes[0].peer(&cast.nodes[1])?;
+        ensure!(peer.pin == "pinned" && peer.public_key == network.public_key, "{peer:?}");
+        // A quiet path is asked for a sign of life, and that is where the round trip comes from.
+        wait_for("a round trip time", Duration::from_secs(25), || {
+            let ends = [cast.link(0, 1)?, cast.link(1, 0)?];
+            ensure!(ends.iter().any(|l| l.rtt_ms.is_some_and(|ms| ms > 0.0 && ms < 500.0)), "{ends:?}");
+            Ok(true)
+        })?;
+        cast.alive()
     });
 }

@@ -6,6 +6,7 @@ mod links;
 mod many;
 mod matrix;
 mod members;
+mod names;
 mod outages;
 mod puppet;
 mod trust;

@@ -12,6 +12,8 @@ use crate::cast::{BACK, Cast, FIND, GROUP, ROOM, SILENCE, STRANGER, Xmpp, group_
 
 /// An attempt that must fail is given so long.
 const TRY: Duration = Duration::from_secs(4);
+/// Whoever is told of the end of a link closes it at once; to find a dead path takes four seconds.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// A removed member's links are closed so soon.
 const CLOSED: Duration = Duration::from_secs(5);
 
@@ -106,7 +108,7 @@ fn a_member_that_leaves_says_goodbye_and_is_known_to_be_gone() {
         cast.start_all()?;
         cast.reach(0, 1)?;
         cast.nodes[1].leave()?;
-        wait_for("its absence to be noticed", CLOSED, || {
+        wait_for("its absence to be noticed", GOODBYE, || {
             // Still listed, by its descriptor, or not any more.
             let peers = cast.nodes[0].network()?.peers;
             let gone = peers.iter().all(|p| !p.online && p.link.state != "up");
@@ -162,5 +164,45 @@ fn addresses_are_chosen_apart_and_kept() {
         ensure!(cast.nodes[1].address()? == before, "it was {before}");
         cast.reach(0, 1)?;
         wait_path(&cast, 0, 1, "direct").map(drop)
+    });
+}
+
+#[test]
+fn a_refused_password_ends_the_node_and_says_so_and_the_environment_has_the_right_one() {
+    group_scene(Share::Shared, Xmpp::Prosody, || {
+        let mut cast = Cast::at_sites(Xmpp::Prosody, &[Gateway::Public; 2])?;
+        let mut options = cast.options(0);
+        options.password = "wrong".into();
+        let mut node = Node::spawn(cast.ns(0), cast.xmpp.as_ref(), &cast.ca(), options)?;
+        let (status, log) = node.ended(READY)?;
+        let last = log.lines().last().unwrap_or_default();
+        ensure!(!status.success(), "it ended with {status}: {log}");
+        ensure!(last.contains("refuses the account") && last.contains(&node.jid), "the last word is {last}");
+        ensure!(!log.contains("wrong\""), "the password is in the log: {log}");
+        drop(node);
+        // The variable goes before the file.
+        let mut options = cast.options(0);
+        options.environment =
+            vec![("IPOP_FAST_XMPP_PASSWORD".into(), std::mem::replace(&mut options.password, "wrong".into()))];
+        let other = cast.options(1);
+        cast.start(vec![options, other])?;
+        cast.wait_known(1)?;
+        cast.alive()
+    });
+}
+
+#[test]
+fn two_machines_of_one_account_are_two_nodes() {
+    group_scene(Share::Shared, Xmpp::ProsodyAndCoturn, || {
+        let mut cast = Cast::at_sites(Xmpp::ProsodyAndCoturn, &[Gateway::PortRestricted, Gateway::Public])?;
+        let (first, mut second) = (cast.options(0), cast.options(0));
+        (second.name, second.address) = ("laptop".into(), Some([172, 16, 10, 77].into()));
+        cast.start(vec![first, second])?;
+        cast.wait_known(1)?;
+        ensure!(cast.nodes[0].jid == cast.nodes[1].jid, "one account");
+        cast.reach(0, 1)?;
+        cast.reach(1, 0)?;
+        wait_path(&cast, 0, 1, "direct")?;
+        cast.alive()
     });
 }

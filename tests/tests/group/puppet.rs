@@ -136,7 +136,10 @@ impl Drop for Puppet {
 pub(crate) fn negotiation(network: &str) -> Negotiation {
     Negotiation {
         network: network.into(),
-        credentials: Credentials { ufrag: "forgedxx".into(), password: "0123456789abcdef0123456789abcdef".into() },
+        credentials: Credentials {
+            ufrag: "forgedxx".into(),
+            password: "0123456789abcdef0123456789abcdef".to_owned().into(),
+        },
         candidates: vec![candidate()],
     }
 }

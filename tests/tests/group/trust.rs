@@ -70,7 +70,10 @@ fn a_changed_key_is_refused_until_a_person_accepts_it() {
         ensure!(first_ping(cast.ns(0), cast.nodes[1].address()?, TRY).is_err(), "somebody answered");
         let peer = cast.nodes[0].peer(&cast.nodes[1])?;
         ensure!(peer.jid == known.jid && peer.public_key == known.public_key, "{peer:?}");
-        ensure!(peer.pin_detail == Some(key.to_string()) && peer.link.state == "idle", "{peer:?}");
+        ensure!(
+            peer.pin_detail == Some(control::identity::base64::public(&key)) && peer.link.state == "idle",
+            "{peer:?}"
+        );
         ensure!(forger.offers_of(&a)? == 0, "it was offered a link");
         let warnings = cast.nodes[0].network()?.warnings;
         ensure!(warnings.iter().any(|w| w.contains("pins accept") && w.contains(&known.jid)), "{warnings:?}");
@@ -81,7 +84,9 @@ fn a_changed_key_is_refused_until_a_person_accepts_it() {
         wait_for("the accepted key to be in use", FIND, || {
             let peer = cast.nodes[0].peer(&cast.nodes[1])?;
             ensure!(
-                peer.pin == "pinned" && peer.public_key == key.to_string() && peer.pin_detail.is_none(),
+                peer.pin == "pinned"
+                    && peer.public_key == control::identity::base64::public(&key)
+                    && peer.pin_detail.is_none(),
                 "{peer:?}"
             );
             Ok(true)

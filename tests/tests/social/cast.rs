@@ -82,7 +82,7 @@ pub(crate) fn wait_friends(cast: &Cast, a: usize, b: usize) -> Result<()> {
 }
 
 /// The IPv4 address of a peer.
-fn four(peer: &PeerStatus) -> Option<IpAddr> {
+pub(crate) fn four(peer: &PeerStatus) -> Option<IpAddr> {
     peer.addresses.iter().filter_map(|a| a.parse().ok()).find(IpAddr::is_ipv4)
 }
 

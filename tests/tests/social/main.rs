@@ -2,6 +2,7 @@
 
 mod both;
 mod cast;
+mod federated;
 mod meet;
 mod multicast;
 #[path = "../group/puppet.rs"]

@@ -47,7 +47,10 @@ fn a_changed_key_of_a_friends_node_is_refused_until_accepted_and_the_lease_waits
         forger.publish(descriptor(&user(1), key)?);
         wait_for("the changed key to be noticed", FIND, || {
             let peer = cast.nodes[0].peer(&cast.nodes[1])?;
-            ensure!(peer.pin == "changed" && peer.pin_detail == Some(key.to_string()), "{peer:?}");
+            ensure!(
+                peer.pin == "changed" && peer.pin_detail == Some(control::identity::base64::public(&key)),
+                "{peer:?}"
+            );
             Ok(true)
         })?;
         ensure!(first_ping(cast.ns(0), before, TRY).is_err(), "somebody answered");
@@ -57,7 +60,7 @@ fn a_changed_key_of_a_friends_node_is_refused_until_accepted_and_the_lease_waits
         accept(&cast, &known.jid)?;
         wait_for("the accepted key to be in use", FIND, || {
             let peer = cast.nodes[0].peer(&cast.nodes[1])?;
-            ensure!(peer.pin == "pinned" && peer.public_key == key.to_string(), "{peer:?}");
+            ensure!(peer.pin == "pinned" && peer.public_key == control::identity::base64::public(&key), "{peer:?}");
             Ok(true)
         })?;
         ensure!(lease(&cast, 0, 1)? == before, "it was {before}");

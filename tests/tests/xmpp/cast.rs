@@ -138,8 +138,9 @@ impl Node {
             Event::DescriptorGone { account, device } => {
                 self.descriptors.remove(&format!("{account}/{device}"));
             }
-            Event::Friends(_) => {}
             Event::Signal(s) => self.signals.push(s),
+            // What is said of friends is tried with whole nodes (tests/social).
+            Event::Friends(_) => {}
         }
     }
 
@@ -235,7 +236,10 @@ pub(crate) fn negotiation(network: &str) -> Negotiation {
     };
     Negotiation {
         network: network.into(),
-        credentials: Credentials { ufrag: "abcdefgh".into(), password: "0123456789abcdef0123456789abcdef".into() },
+        credentials: Credentials {
+            ufrag: "abcdefgh".into(),
+            password: "0123456789abcdef0123456789abcdef".to_owned().into(),
+        },
         candidates: vec![
             candidate(CandidateKind::Host, "192.0.2.1:51820", None),
             candidate(CandidateKind::ServerReflexive, "203.0.113.7:40000", Some("192.0.2.1:51820")),

@@ -62,6 +62,7 @@ pub(super) fn run(rounds: u32) -> Result<()> {
         ratio * 100.0,
         TOLERANCE * 100.0
     );
+    ensure!(ratio >= 1.0 - TOLERANCE, "a link must not cost anything for having been negotiated");
     Ok(())
 }
 

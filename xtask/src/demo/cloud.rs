@@ -35,6 +35,11 @@ pub(super) struct Vm {
 }
 
 impl Vm {
+    /// Whether the two can meet without a relay: on their LAN, or as their gateways let them.
+    pub(super) fn meets_directly(&self, other: &Self) -> bool {
+        self.site == other.site || SITES[self.site].1.direct(SITES[other.site].1)
+    }
+
     pub(super) fn log_tail(&self) -> String {
         let log = self.node.log();
         let lines: Vec<&str> = log.lines().collect();

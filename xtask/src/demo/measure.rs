@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result as Fallible};
+use anyhow::{Context, Result as Fallible, ensure};
 use control::admin::status::LinkStatus;
 use ipop_tests::mpi::{Host, Job, Outcome, Work};
 use ipop_tests::node::{SUBNET, first_ping};
@@ -126,6 +126,20 @@ pub(super) fn paths(cloud: &Cloud) -> Fallible<Vec<Path>> {
         }
     }
     Ok(all)
+}
+
+/// Fails if a pair met over another path than its gateways call for: then the picture is wrong, however fast it is.
+pub(super) fn judge(cloud: &Cloud, paths: &[Path]) -> Fallible<()> {
+    let mut wrong = Vec::new();
+    for p in paths {
+        let (a, b) = pair(cloud, p.from, p.to)?;
+        let expected = if a.meets_directly(b) { "direct" } else { "relayed" };
+        if p.link.state != "up" || p.link.path.as_deref() != Some(expected) {
+            wrong.push(format!("{} to {} should be {expected}: {:?}", a.name, b.name, p.link));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
 }
 
 pub(super) fn rates(cloud: &Cloud, seconds: u32) -> Fallible<Vec<Rate>> {

@@ -1,8 +1,10 @@
-//! `cargo xtask demo`: a group of six machines at three sites; with `--static` two sites and a tunnel set up by hand.
+//! `cargo xtask demo`: a group of six machines at three sites; with `--social` three friends with subnets of their own; with
+//! `--static` two sites and a tunnel set up by hand.
 
 mod cloud;
 mod measure;
 mod pair;
+mod social;
 mod table;
 
 use std::time::Duration;
@@ -23,6 +25,9 @@ pub(crate) struct Options {
     /// Two sites and one tunnel with keys and endpoints set by hand, beside the same through wireguard-go
     #[arg(long = "static")]
     by_hand: bool,
+    /// Three friends on two federated servers, each with a subnet of their own, all of these the same
+    #[arg(long, conflicts_with_all = ["by_hand", "app"])]
+    social: bool,
     /// Seconds of throughput for each measurement
     #[arg(long)]
     seconds: Option<u32>,
@@ -45,7 +50,13 @@ const SECONDS: u32 = 4;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     prepare(options)?;
-    let result = if options.by_hand { pair::run(options) } else { group(options) };
+    let result = if options.by_hand {
+        pair::run(options)
+    } else if options.social {
+        social::run_demo(options)
+    } else {
+        group(options)
+    };
     ipop_tests::process::forget_logs();
     result
 }
@@ -61,6 +72,9 @@ fn prepare(options: &Options) -> Result<()> {
         demand(&servers::ejabberd_needs())?;
         demand(&[Need::Program("nft"), Need::Program("conntrack"), Need::Program("iperf3")])?;
         ensure!(node::has_up(), "the ipop-fast under test has no command `up`: is IPOP_FAST another program?");
+    }
+    if options.social {
+        demand(&social::needs())?;
     }
     if options.app { demand(&mpi::needs()) } else { Ok(()) }
 }
@@ -114,7 +128,7 @@ fn show(cloud: &Cloud, options: &Options) -> Result<()> {
     } else {
         table::print(cloud, &result);
     }
-    Ok(())
+    measure::judge(cloud, &result.paths)
 }
 
 /// Stays up until Ctrl-C.

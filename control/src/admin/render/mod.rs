@@ -1,9 +1,12 @@
 //! A node's state as text for people: pure, printable ASCII, readable in 100 columns.
 
+mod names;
 pub mod table;
 #[cfg(test)]
 mod tests;
 pub mod text;
+
+pub use names::names;
 
 use super::status::{FriendStatus, LinkStatus, NetworkStatus, PeerStatus, Status};
 use std::fmt::Write as _;
@@ -49,6 +52,11 @@ pub fn status(s: &Status) -> String {
         let detail = if server.detail.is_empty() { String::new() } else { format!(": {}", server.detail) };
         let label = format!("  {:<10}  ", text::clipped(&server.kind, 10));
         wrapped(&mut out, &label, &format!("{} {state}{detail}", server.address), 14);
+    }
+    let x = &s.xmpp;
+    if x.dropped_strangers + x.dropped_malformed > 0 {
+        let (strangers, malformed) = (x.dropped_strangers, x.dropped_malformed);
+        let _ = writeln!(out, "  ignored     {strangers} stanzas of strangers, {malformed} malformed ones of members");
     }
     if s.servers.is_empty() {
         out += "  stun, turn  none: only direct paths to known addresses can be found\n";

@@ -75,7 +75,7 @@ fn example() -> Status {
         version: "0.1.0".to_owned(),
         pid: 4711,
         uptime_s: 7_261,
-        xmpp: XmppStatus { online: true, detail: String::new(), for_s: 300 },
+        xmpp: XmppStatus { online: true, for_s: 300, ..XmppStatus::default() },
         servers: vec![
             ServerStatus {
                 kind: "stun".to_owned(),

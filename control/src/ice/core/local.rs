@@ -5,11 +5,8 @@ use std::time::Instant;
 
 use super::super::candidate::{Candidate, CandidateKind};
 use super::super::finder::{Relay, preference, priority};
-use super::super::route::is_sendable;
 use super::Core;
 
-/// Host candidates told to a peer.
-const MAX_HOSTS: usize = 10;
 /// Reflexive and relayed candidates told to a peer, each.
 const MAX_REFLEXIVE: usize = 6;
 
@@ -17,13 +14,14 @@ impl Core {
     /// All candidates that there are now, best first.
     pub(super) fn local_candidates(&self) -> Vec<Candidate> {
         let mut list: Vec<Candidate> = Vec::new();
-        let hosts = self.hosts.iter().map(|ip| SocketAddr::new(*ip, self.port)).filter(|a| is_sendable(*a));
-        for (i, address) in hosts.take(MAX_HOSTS).enumerate() {
+        for (i, ip) in self.hosts.iter().enumerate() {
+            let address = SocketAddr::new(*ip, self.port);
             push(&mut list, CandidateKind::Host, address, None, i, format!("h{i}"));
         }
         let base = |a: &SocketAddr| self.hosts.iter().find(|h| h.is_ipv4() == a.is_ipv4()).copied();
         let mapped = self.stun.iter().filter_map(|s| s.mapped.map(|m| (s.server(), m)));
         let mapped = mapped.chain(self.turn.iter().filter_map(|t| t.mapped.map(|m| (t.server(), m))));
+        let mapped = mapped.filter(|(_, m)| !self.is_overlay(m.ip()));
         for (i, (server, address)) in mapped.enumerate() {
             if list.iter().filter(|c| c.kind == CandidateKind::ServerReflexive).count() < MAX_REFLEXIVE {
                 let related = base(&address).map(|ip| SocketAddr::new(ip, self.port));

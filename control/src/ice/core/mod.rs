@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use dataplane::Path;
 use dataplane::path::canonical;
+use dataplane::table::Prefix;
 use tokio::sync::{mpsc, oneshot};
-use zeroize::Zeroizing;
 
 use super::binding::Binding;
 use super::candidate::{Candidate, CandidateKind, Credentials};
-use super::finder::Finder;
-use super::route::{Route, Transmit};
+use super::finder::{Finder, Taken};
+use super::route::{Route, Transmit, is_sendable};
 use super::stun::{Key, Tid};
 use super::turn::{Account, Turn};
 use super::types::{Failed, Found, IceEvent, ProbeError, ServerKind, ServerState, TurnServer};
@@ -35,6 +35,12 @@ const MAX_PROBES: usize = 1024;
 const MAX_SERVERS: usize = 8;
 /// Checks of one negotiation whose answers are known by their ids.
 const MAX_CHECKS: usize = 512;
+/// A sign of life of one link is told once in this time.
+const HEARD_PAUSE: Duration = Duration::from_millis(500);
+/// Prefixes of the overlay: subnets and routes of all members.
+const MAX_OVERLAY: usize = 4096;
+/// Host addresses kept, and told to a peer.
+const MAX_HOSTS: usize = 10;
 /// How long a closed negotiation still answers: the peer may not have got our last answer.
 const LINGER: Duration = Duration::from_secs(10);
 /// A negotiation waits this long for servers before it says that it has told all its candidates.
@@ -64,6 +70,13 @@ struct Agent {
     outcome: Option<oneshot::Sender<Result<Found, Failed>>>,
 }
 
+/// A link whose probes are answered.
+struct Answer {
+    key: Key,
+    /// When the peer's last sign of life was told.
+    heard: Option<Instant>,
+}
+
 struct Probe {
     route: Route,
     path: Path,
@@ -87,6 +100,16 @@ pub struct Drops {
     pub forged: u64,
 }
 
+impl Drops {
+    fn note(&mut self, taken: Taken) {
+        match taken {
+            Taken::Yes => {}
+            Taken::Forged => self.forged += 1,
+            Taken::No => self.unknown += 1,
+        }
+    }
+}
+
 pub(crate) struct Core {
     port: u16,
     relay_private: bool,
@@ -96,9 +119,11 @@ pub(crate) struct Core {
     agents: HashMap<AgentId, Agent>,
     ufrags: HashMap<String, AgentId>,
     /// Links whose probes are answered.
-    answers: HashMap<String, Key>,
+    answers: HashMap<String, Answer>,
     /// Closed negotiations that still answer, and until when.
     lingering: HashMap<String, (Key, Instant)>,
+    /// What is reached through the tunnel itself.
+    overlay: Vec<Prefix>,
     closed: bool,
     tids: HashMap<Tid, Owner>,
     probes: HashMap<u64, Probe>,
@@ -124,6 +149,7 @@ impl Core {
             ufrags: HashMap::new(),
             answers: HashMap::new(),
             lingering: HashMap::new(),
+            overlay: Vec::new(),
             closed: false,
             tids: HashMap::new(),
             probes: HashMap::new(),
@@ -164,7 +190,7 @@ impl Core {
             if self.turn.len() >= MAX_SERVERS || self.turn.iter().any(|s| s.server() == a) {
                 continue;
             }
-            let account = Account { username: t.username, password: Zeroizing::new(t.password) };
+            let account = Account { username: t.username, password: t.password };
             match old.iter().position(|s| s.server() == a) {
                 Some(i) => {
                     let mut kept = old.swap_remove(i);
@@ -186,23 +212,47 @@ impl Core {
         self.turn.iter().map(Turn::server).collect()
     }
 
-    pub(crate) fn set_hosts(&mut self, mut hosts: Vec<IpAddr>, now: Instant) {
-        for h in &mut hosts {
-            *h = h.to_canonical();
+    /// The addresses of this machine. Only those count that a path can begin at, in any order: a change is one if such an
+    /// address went, as a path may have begun there (which one the kernel takes is not known here), or came, as a better
+    /// path may begin there.
+    pub(crate) fn set_hosts(&mut self, hosts: Vec<IpAddr>, now: Instant) {
+        let mut bases: Vec<IpAddr> = Vec::new();
+        for h in hosts.into_iter().map(|h| h.to_canonical()) {
+            let is_base = is_sendable(SocketAddr::new(h, self.port)) && !self.is_overlay(h);
+            if is_base && bases.len() < MAX_HOSTS && !bases.contains(&h) {
+                bases.push(h);
+            }
         }
-        hosts.dedup();
-        let same = hosts.len() == self.hosts.len() && hosts.iter().all(|h| self.hosts.contains(h));
+        let same = bases.len() == self.hosts.len() && bases.iter().all(|h| self.hosts.contains(h));
         if same {
             return;
         }
         let first = self.hosts.is_empty();
-        self.hosts = hosts;
+        self.hosts = bases;
         self.stun.iter_mut().for_each(|s| s.restart(now));
         self.turn.iter_mut().for_each(|t| t.look(now));
         if !first {
             self.events.push(IceEvent::Changed { why: "the addresses of this machine changed".into() });
         }
         self.refresh_agents(now);
+    }
+
+    /// Prefixes that are reached through the tunnel: nothing there is a candidate.
+    pub(crate) fn set_overlay(&mut self, mut prefixes: Vec<Prefix>, now: Instant) {
+        if prefixes.len() > MAX_OVERLAY {
+            tracing::warn!("more than {MAX_OVERLAY} prefixes in the overlay: paths through the rest are not refused");
+            prefixes.truncate(MAX_OVERLAY);
+        }
+        for a in self.agents.values_mut() {
+            a.finder.set_overlay(&prefixes);
+        }
+        self.overlay = prefixes;
+        let hosts = self.hosts.clone();
+        self.set_hosts(hosts, now);
+    }
+
+    pub(super) fn is_overlay(&self, ip: IpAddr) -> bool {
+        self.overlay.iter().any(|p| p.contains(ip))
     }
 
     pub(crate) fn servers(&self) -> Vec<ServerState> {
@@ -238,11 +288,13 @@ impl Core {
             return None;
         }
         let id = self.number();
+        let mut finder = start(id, self.relay_private);
+        finder.set_overlay(&self.overlay);
         self.ufrags.insert(credentials.ufrag.clone(), id);
         let agent = Agent {
             ufrag: credentials.ufrag.clone(),
             key: Key::short(&credentials.password),
-            finder: start(id, self.relay_private),
+            finder,
             checks: VecDeque::new(),
             candidates: Some(candidates),
             told: Vec::new(),
@@ -266,22 +318,23 @@ impl Core {
         }
     }
 
-    /// Ends a negotiation. Its ufrag is answered for a moment longer.
-    pub(crate) fn close_agent(&mut self, id: AgentId, now: Instant) {
+    /// Ends a negotiation. Its checks are answered for a moment longer if it gave a path that is `used`; a peer must not
+    /// believe in a path of one that was given up, because it lost a tie or another took its place.
+    pub(crate) fn close_agent(&mut self, id: AgentId, used: bool, now: Instant) {
         self.done(id, Err("no path: the negotiation was given up".into()));
         let Some(a) = self.agents.remove(&id) else { return };
         self.ufrags.remove(&a.ufrag);
         for tid in &a.checks {
             self.tids.remove(tid);
         }
-        if self.lingering.len() < MAX_LINGERING && !a.finder.has_failed() {
+        if used && self.lingering.len() < MAX_LINGERING && !a.finder.has_failed() {
             self.lingering.insert(a.ufrag, (a.key, now + LINGER));
         }
     }
 
     pub(crate) fn answer_probes(&mut self, c: &Credentials) {
         if self.answers.len() < MAX_ANSWERS || self.answers.contains_key(&c.ufrag) {
-            self.answers.insert(c.ufrag.clone(), Key::short(&c.password));
+            self.answers.insert(c.ufrag.clone(), Answer { key: Key::short(&c.password), heard: None });
         } else {
             tracing::warn!("more than {MAX_ANSWERS} links: probes of one more are not answered");
         }
@@ -290,15 +343,6 @@ impl Core {
     pub(crate) fn forget(&mut self, ufrag: &str) {
         self.answers.remove(ufrag);
         self.lingering.remove(ufrag);
-    }
-
-    /// A relayed path is not used any more.
-    pub(crate) fn release(&mut self, path: Path) {
-        if let Path::Relay { server, channel } = path
-            && let Some(t) = self.turn_of(server)
-        {
-            t.release(channel);
-        }
     }
 
     pub(crate) fn close(&mut self, now: Instant) {
@@ -311,7 +355,7 @@ impl Core {
         let agents: Vec<AgentId> = self.agents.keys().copied().collect();
         for id in agents {
             self.done(id, Err("no path: the node was closed".into()));
-            self.close_agent(id, now);
+            self.close_agent(id, false, now);
         }
     }
 
@@ -349,7 +393,6 @@ impl Core {
         for a in self.agents.values_mut() {
             changed |= a.candidates.is_some() && a.gathering_until <= now;
         }
-        self.poll_probes(now);
         self.lingering.retain(|_, (_, until)| *until > now);
         if changed {
             self.refresh_agents(now);
@@ -357,12 +400,11 @@ impl Core {
         self.pump(now);
     }
 
-    /// When to poll next; `None` if nothing depends on time.
+    /// When to poll next; `None` if nothing depends on time. Probes are their callers' to repeat.
     pub(crate) fn next(&self) -> Option<Instant> {
         let servers = self.stun.iter().map(Binding::next).chain(self.turn.iter().map(Turn::next));
         let gathering = self.agents.values().filter(|a| a.candidates.is_some()).map(|a| a.gathering_until);
-        let probes = self.probes.values().map(|p| p.next);
         let lingering = self.lingering.values().map(|l| l.1);
-        servers.chain(gathering).chain(probes).chain(lingering).min()
+        servers.chain(gathering).chain(lingering).min()
     }
 }

@@ -9,7 +9,7 @@ use super::super::binding::BindingEvent;
 use super::super::finder::Chosen;
 use super::super::route::{Route, Transmit};
 use super::super::stun::{Class, View};
-use super::super::turn::TurnEvent;
+use super::super::turn::{Turn, TurnEvent};
 use super::super::types::{Failed, Found, IceEvent};
 use super::{Agent, AgentId, Core, MAX_CHECKS, Owner};
 
@@ -66,13 +66,14 @@ impl Core {
                 self.events.push(IceEvent::RelayUp { server });
                 self.refresh_agents(now);
             }
-            TurnEvent::Failed | TurnEvent::Confirmed => self.refresh_agents(now),
+            TurnEvent::Failed | TurnEvent::Doubtful | TurnEvent::Confirmed => self.refresh_agents(now),
             TurnEvent::Lost(why) => {
                 self.relay_lost(server, &why);
                 self.refresh_agents(now);
             }
             TurnEvent::Remapped { was } => {
-                self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
+                let mapped = self.turn.iter().find(|t| t.server() == server).and_then(|t| t.mapped);
+                self.moved(server, was, mapped);
                 self.refresh_agents(now);
             }
             TurnEvent::Permitted(ip, yes) => {
@@ -82,9 +83,11 @@ impl Core {
             }
             TurnEvent::Bound(peer, r) => {
                 for id in self.binders.remove(&(server, peer)).unwrap_or_default() {
-                    let used = self.agents.get_mut(&id).is_some_and(|a| a.finder.bound(server, peer, &r));
-                    if let (false, Ok(channel)) = (used, &r) {
-                        self.release(Path::Relay { server, channel: *channel });
+                    // One use for each who waits; whoever does not wait any more drops it.
+                    let lease = || self.turn.iter().find(|t| t.server() == server)?.lease(peer);
+                    let r = r.clone().and_then(|_| lease().ok_or_else(|| "the channel has lapsed".to_owned()));
+                    if let Some(a) = self.agents.get(&id) {
+                        a.finder.bound(server, peer, r);
                     }
                 }
             }
@@ -100,14 +103,28 @@ impl Core {
         }
     }
 
+    /// A server sees us at another address than before. One NAT that was rebooted is one event: the first server to see the
+    /// new address tells, others that see the same follow.
+    fn moved(&mut self, server: SocketAddr, was: SocketAddr, mapped: Option<SocketAddr>) {
+        let all = self.stun.iter().map(|s| s.mapped).chain(self.turn.iter().map(|t| t.mapped));
+        if mapped.is_some_and(|m| m != was) && all.filter(|m| *m == mapped).count() < 2 {
+            self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
+        }
+    }
+
     pub(super) fn stun_event(&mut self, server: SocketAddr, e: &BindingEvent, now: Instant) {
         if let BindingEvent::Mapped { was: Some(was) } = e {
             let mapped = self.stun.iter().find(|s| s.server() == server).and_then(|s| s.mapped);
-            if mapped.is_some_and(|m| m != *was) {
-                self.events.push(IceEvent::Changed { why: format!("{server} saw us at {was} until now") });
-            }
+            self.moved(server, *was, mapped);
         }
         self.refresh_agents(now);
+    }
+
+    /// A negotiation finds no direct way: it asks for permissions from now on.
+    pub(crate) fn want_relays(&mut self, id: AgentId) {
+        if let Some(a) = self.agents.get_mut(&id) {
+            a.finder.want_relays();
+        }
     }
 
     /// A negotiation needs a channel.
@@ -150,28 +167,25 @@ impl Core {
         let troubles = self.troubles();
         let outcome = match r {
             Ok(c) => {
-                let path = match (c.route, c.channel) {
-                    (Route::Relay { server, .. }, Some(channel)) => Path::Relay { server, channel },
+                let path = match (c.route, &c.channel) {
+                    (Route::Relay { server, .. }, Some(lease)) => Path::Relay { server, channel: lease.number() },
                     (route, _) => Path::Direct(route.peer()),
                 };
                 let (local_kind, remote_kind) = (c.local_kind, c.remote_kind);
-                Ok(Found { path, local_kind, remote_kind, rtt: c.rtt, why: c.why })
+                Ok(Found { path, local_kind, remote_kind, rtt: c.rtt, why: c.why, lease: c.channel })
             }
             Err(why) => Err(Failed { why: format!("{why}{troubles}") }),
         };
         tracing::debug!(id, ?outcome, "negotiation ended");
-        let tx = self.agents.get_mut(&id).and_then(|a| a.outcome.take());
-        let undelivered = match tx {
-            Some(tx) => tx.send(outcome).err(),
-            None => Some(outcome),
-        };
-        if let Some(Ok(found)) = undelivered {
-            self.release(found.path);
+        if let Some(tx) = self.agents.get_mut(&id).and_then(|a| a.outcome.take()) {
+            // Nobody listens any more: then nobody uses the path, either.
+            let _ = tx.send(outcome);
         }
     }
 
     fn troubles(&self) -> String {
         let errors = self.stun.iter().filter_map(|s| s.error.as_ref());
-        errors.chain(self.turn.iter().filter_map(|t| t.error.as_ref())).map(|e| format!("; {e}")).collect()
+        let errors = errors.map(String::as_str);
+        errors.chain(self.turn.iter().filter_map(Turn::trouble)).map(|e| format!("; {e}")).collect()
     }
 }

@@ -9,34 +9,37 @@ use tokio::sync::oneshot;
 
 use super::super::candidate::CandidateKind;
 use super::super::candidate::Credentials;
-use super::super::finder::{preference, priority};
+use super::super::finder::{Taken, preference, priority};
 use super::super::route::{Route, Transmit};
 use super::super::stun::{Class, Key, View, Writer, attr, looks_like_stun, method, random};
 use super::super::turn::Turn;
-use super::super::types::ProbeError;
-use super::{Core, MAX_PROBES, Owner, PROBE_PAUSES_MS, Probe};
+use super::super::types::{IceEvent, ProbeError};
+use super::{Core, HEARD_PAUSE, MAX_PROBES, Owner, PROBE_PAUSES_MS, Probe};
 
 impl Core {
-    /// One datagram from the port.
-    pub(crate) fn receive(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
+    /// One datagram from the port. Whether something may follow from it that [`Self::poll`] does; not so for requests of peers
+    /// and answers to negotiations and probes, which are most.
+    pub(crate) fn receive(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) -> bool {
         let from = canonical(from);
         let relay = self.turn.iter().find(|t| t.server() == from);
         if let (Some(t), [0x40..=0x4f, ..]) = (relay, bytes) {
             let inner = channel_data(bytes).and_then(|(n, inner)| Some((t.peer_of(n)?, inner)));
             match inner.filter(|(_, inner)| looks_like_stun(inner)) {
                 Some((peer, inner)) => self.stun_message(Route::Relay { server: from, peer }, inner, now),
-                None => self.drops.malformed += 1,
+                None => {
+                    self.drops.malformed += 1;
+                    false
+                }
             }
         } else {
-            self.stun_message(Route::Direct(from), bytes, now);
+            self.stun_message(Route::Direct(from), bytes, now)
         }
-        self.pump(now);
     }
 
-    fn stun_message(&mut self, route: Route, bytes: &[u8], now: Instant) {
+    fn stun_message(&mut self, route: Route, bytes: &[u8], now: Instant) -> bool {
         let Some(v) = View::parse(bytes) else {
             self.drops.malformed += 1;
-            return;
+            return false;
         };
         match (v.class(), v.method(), route) {
             (Class::Indication, method::DATA, Route::Direct(server)) => {
@@ -44,32 +47,38 @@ impl Core {
                 match Turn::unwrap(&v).filter(|_| ours) {
                     // What comes through a relay is not unwrapped again: a Data indication inside falls through below.
                     Some((peer, inner)) if looks_like_stun(inner) => {
-                        self.stun_message(Route::Relay { server, peer: canonical(peer) }, inner, now);
+                        return self.stun_message(Route::Relay { server, peer: canonical(peer) }, inner, now);
                     }
                     Some(_) => self.drops.unknown += 1,
                     None => self.drops.malformed += 1,
                 }
             }
-            (Class::Request, method::BINDING, _) => self.request(route, &v),
-            (Class::Success | Class::Error, _, _) => self.response(route, &v, now),
+            (Class::Request, method::BINDING, _) => self.request(route, &v, now),
+            (Class::Success | Class::Error, _, _) => return self.response(route, &v, now),
             _ => self.drops.unknown += 1,
         }
+        false
     }
 
-    fn request(&mut self, route: Route, v: &View<'_>) {
+    fn request(&mut self, route: Route, v: &View<'_>, now: Instant) {
         let ufrag = v.text(attr::USERNAME).and_then(|u| u.split(':').next()).unwrap_or_default();
+        if self.is_overlay(route.peer().ip()) {
+            // It came through the tunnel, so it is no proof of any path below it.
+            self.drops.unknown += 1;
+            return;
+        }
         let agent = self.ufrags.get(ufrag).and_then(|id| self.agents.get(id));
         if let Some(a) = agent.filter(|a| a.finder.has_failed() || !a.finder.is_finished()) {
-            if !v.signed_by(&a.key) {
-                self.drops.forged += 1;
-            } else if !a.finder.incoming(route, v.bytes()) {
-                self.drops.unknown += 1;
+            let taken = a.finder.incoming(route, v);
+            self.drops.note(taken);
+            if taken == Taken::Yes {
+                self.heard(v, now);
             }
             return;
         }
         let Some(key) = agent
             .map(|a| &a.key)
-            .or_else(|| self.answers.get(ufrag))
+            .or_else(|| self.answers.get(ufrag).map(|a| &a.key))
             .or_else(|| self.lingering.get(ufrag).map(|l| &l.0))
         else {
             self.drops.unknown += 1;
@@ -85,9 +94,21 @@ impl Core {
             .fingerprint()
             .finish();
         self.send(route, bytes);
+        self.heard(v, now);
     }
 
-    fn response(&mut self, route: Route, v: &View<'_>, now: Instant) {
+    /// A request that is signed with credentials of a link in use: the peer lives.
+    fn heard(&mut self, v: &View<'_>, now: Instant) {
+        let ufrag = v.text(attr::USERNAME).and_then(|u| u.split(':').next()).unwrap_or_default();
+        if let Some(a) = self.answers.get_mut(ufrag)
+            && a.heard.is_none_or(|t| now.saturating_duration_since(t) >= HEARD_PAUSE)
+        {
+            a.heard = Some(now);
+            self.events.push(IceEvent::Heard { ufrag: ufrag.to_owned() });
+        }
+    }
+
+    fn response(&mut self, route: Route, v: &View<'_>, now: Instant) -> bool {
         if let Route::Direct(from) = route {
             if let Some(s) = self.stun.iter_mut().find(|s| s.server() == from)
                 && let Ok(event) = s.handle(v, now)
@@ -95,38 +116,34 @@ impl Core {
                 if let Some(e) = event {
                     self.stun_event(from, &e, now);
                 }
-                return;
+                return true;
             }
             let out = &mut self.out;
             if self.turn.iter_mut().any(|t| t.server() == from && t.handle(v, now, out)) {
-                return;
+                return true;
             }
         }
         match self.tids.get(&v.tid()) {
             Some(Owner::Agent(id)) => {
-                let taken = self.agents.get(id).is_some_and(|a| a.finder.incoming(route, v.bytes()));
-                self.drops.unknown += u64::from(!taken);
+                let taken = self.agents.get(id).map_or(Taken::No, |a| a.finder.incoming(route, v));
+                self.drops.note(taken);
             }
             Some(Owner::Probe(id)) => {
                 let id = *id;
-                let genuine = self.probes.get(&id).is_some_and(|p| p.route == route && v.signed_by(&p.key));
-                if !genuine {
-                    self.drops.forged += 1;
-                } else if let Some(p) = self.probes.remove(&id) {
-                    self.tids.remove(&p.tid);
-                    let r = match v.class() {
-                        Class::Success => Ok(now.saturating_duration_since(p.sent)),
-                        _ => Err(ProbeError::Refused),
-                    };
-                    // The caller may have gone away.
-                    let _ = p.outcome.send(r);
+                let genuine = self.probes.get(&id).filter(|p| p.route == route && v.signed_by(&p.key));
+                match genuine.map(|p| now.saturating_duration_since(p.sent)) {
+                    None => self.drops.forged += 1,
+                    Some(rtt) if v.class() == Class::Success => self.end_probe(id, Ok(rtt)),
+                    Some(_) => self.end_probe(id, Err(ProbeError::Refused)),
                 }
             }
             None => self.drops.unknown += 1,
         }
+        false
     }
 
-    /// Starts one authenticated Binding request over a path in use.
+    /// Starts one authenticated Binding request over a path in use. It is repeated by [`Self::poll_probe`], when
+    /// [`Self::probe_next`] says; until then nobody has to be woken for it.
     pub(crate) fn probe(
         &mut self,
         path: Path,
@@ -134,7 +151,7 @@ impl Core {
         remote: &Credentials,
         outcome: oneshot::Sender<Result<Duration, ProbeError>>,
         now: Instant,
-    ) {
+    ) -> Option<u64> {
         let route = match path {
             Path::Direct(a) => Some(Route::direct(a)),
             Path::Relay { server, channel } => {
@@ -145,7 +162,7 @@ impl Core {
         let Some(route) = route.filter(|_| self.probes.len() < MAX_PROBES) else {
             let why = if route.is_none() { ProbeError::NoSuchChannel } else { ProbeError::TooMany };
             let _ = outcome.send(Err(why));
-            return;
+            return None;
         };
         let key = Key::short(&remote.password);
         let tid = random();
@@ -158,22 +175,33 @@ impl Core {
         let id = self.number();
         self.tids.insert(tid, Owner::Probe(id));
         self.probes.insert(id, Probe { route, path, key, tid, bytes, tries: 0, sent: now, next: now, outcome });
-        self.poll_probes(now);
+        self.poll_probe(id, now);
+        Some(id)
     }
 
-    pub(super) fn poll_probes(&mut self, now: Instant) {
-        let due: Vec<u64> = self.probes.iter().filter(|(_, p)| p.next <= now).map(|(id, _)| *id).collect();
-        for id in due {
-            let Some(p) = self.probes.get_mut(&id) else { continue };
-            let pause = PROBE_PAUSES_MS.get(p.tries).filter(|_| !p.outcome.is_closed());
-            if let Some(pause) = pause {
-                p.tries += 1;
-                (p.sent, p.next) = (now, now + Duration::from_millis(*pause));
-                self.out.push(Transmit { path: p.path, bytes: p.bytes.clone() });
-            } else if let Some(p) = self.probes.remove(&id) {
-                self.tids.remove(&p.tid);
-                let _ = p.outcome.send(Err(ProbeError::NoAnswer));
-            }
+    /// When the probe is repeated or given up; `None` if it has ended.
+    pub(crate) fn probe_next(&self, id: u64) -> Option<Instant> {
+        self.probes.get(&id).map(|p| p.next)
+    }
+
+    /// Repeats the probe, or gives it up, if it is time for that.
+    pub(crate) fn poll_probe(&mut self, id: u64, now: Instant) {
+        let Some(p) = self.probes.get_mut(&id).filter(|p| p.next <= now) else { return };
+        if let Some(pause) = PROBE_PAUSES_MS.get(p.tries) {
+            p.tries += 1;
+            (p.sent, p.next) = (now, now + Duration::from_millis(*pause));
+            self.out.push(Transmit { path: p.path, bytes: p.bytes.clone() });
+        } else {
+            self.end_probe(id, Err(ProbeError::NoAnswer));
+        }
+    }
+
+    /// Ends the probe, if it has not ended yet.
+    pub(crate) fn end_probe(&mut self, id: u64, r: Result<Duration, ProbeError>) {
+        if let Some(p) = self.probes.remove(&id) {
+            self.tids.remove(&p.tid);
+            // The caller may have gone away.
+            let _ = p.outcome.send(r);
         }
     }
 }

@@ -17,15 +17,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dataplane::table::Prefix;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::candidate::{Candidate, CandidateKind, Credentials};
 use super::route::Route;
+use super::stun::View;
+use super::turn::Lease;
 use plan::{Plan, Way};
 use seam::Seam;
 
 pub(crate) use plan::Relay;
+pub(crate) use seam::Taken;
 pub(crate) use verdict::Chosen;
 
 /// From the peer's credentials to a path.
@@ -48,10 +52,10 @@ pub enum Role {
 pub(crate) trait Wire: Send + Sync + 'static {
     /// Sends one datagram, or drops it.
     fn send(&self, route: Route, bytes: &[u8]);
+    /// No direct way works so far: [`Finder::want_relays`] is to be called.
+    fn want_relays(&self);
     /// Asks for a channel; [`Finder::bound`] answers.
     fn bind(&self, server: SocketAddr, peer: SocketAddr);
-    /// A channel that was bound for a way which is not taken.
-    fn release(&self, server: SocketAddr, channel: u16);
     /// The end, once.
     fn done(&self, outcome: Result<Chosen, String>);
 }
@@ -91,6 +95,13 @@ impl Finder {
         self.tell(&ways);
     }
 
+    /// Prefixes that are reached through the tunnel itself: what is there is no candidate, and no check that comes from
+    /// there counts, as the path would lead through itself.
+    pub(crate) fn set_overlay(&mut self, prefixes: &[Prefix]) {
+        self.plan.set_overlay(prefixes);
+        self.seam.lock().overlay = prefixes.to_vec();
+    }
+
     /// The peer's credentials. Only the first ones count: new ones are a new negotiation.
     pub(crate) fn set_remote(&mut self, c: &Credentials) {
         self.seam.set_remote(c);
@@ -100,6 +111,11 @@ impl Finder {
     pub(crate) fn add_remote(&mut self, candidates: &[Candidate]) {
         let ways = self.plan.add_remote(candidates);
         self.tell(&ways);
+    }
+
+    /// Relayed ways are made ready from now on.
+    pub(crate) const fn want_relays(&mut self) {
+        self.plan.want_relays();
     }
 
     /// Permissions to ask for since the last call; [`Self::permitted`] answers.
@@ -113,9 +129,9 @@ impl Finder {
         self.tell(&ways);
     }
 
-    /// The answer to [`Wire::bind`]; false if nobody waits for the channel.
-    pub(crate) fn bound(&self, server: SocketAddr, peer: SocketAddr, channel: &Result<u16, String>) -> bool {
-        self.seam.bound(server, peer, channel)
+    /// The answer to [`Wire::bind`]. If nobody waits for the channel any more, its use ends here.
+    pub(crate) fn bound(&self, server: SocketAddr, peer: SocketAddr, channel: Result<Lease, String>) {
+        self.seam.bound(server, peer, channel);
     }
 
     /// An allocation is gone.
@@ -129,10 +145,9 @@ impl Finder {
         self.seam.unreachable(route);
     }
 
-    /// A STUN message for this negotiation: a request with its ufrag, or a response to a request of its. False if it
-    /// was dropped: there are too many, or the agent is closed.
-    pub(crate) fn incoming(&self, route: Route, bytes: &[u8]) -> bool {
-        self.seam.push(route, bytes)
+    /// A STUN message for this negotiation: a request with its ufrag, or a response to a request of its.
+    pub(crate) fn incoming(&self, route: Route, v: &View<'_>) -> Taken {
+        self.seam.push(route, v)
     }
 
     /// Whether it ended without a path: the peer must not believe that there is one.
@@ -147,6 +162,13 @@ impl Finder {
 
     fn tell(&self, ways: &[Way]) {
         self.seam.tell(ways, self.plan.is_told(), self.plan.remote_done, &self.plan.locals);
+    }
+}
+
+impl Drop for Finder {
+    fn drop(&mut self) {
+        // Now, and not when its task comes to it: what it has bound is in use until then.
+        self.seam.close();
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use dataplane::table::Prefix;
+
 use super::super::candidate::{Candidate, CandidateKind};
 use super::super::route::{Route, is_sendable, may_relay};
 
@@ -30,6 +32,7 @@ pub(super) struct Way {
 #[derive(Debug)]
 pub(super) struct Plan {
     relay_private: bool,
+    overlay: Vec<Prefix>,
     relays: Vec<Relay>,
     /// Which families the port can send: IPv4, IPv6.
     families: (bool, bool),
@@ -42,12 +45,15 @@ pub(super) struct Plan {
     /// Ways whose relay has not said yet whether it may be used.
     frozen: Vec<Way>,
     permits: Vec<(SocketAddr, IpAddr)>,
+    /// Direct ways had their time. Servers permit few addresses: none is asked for that is not needed.
+    relays_wanted: bool,
 }
 
 impl Plan {
     pub(super) fn new(relay_private: bool) -> Self {
         Self {
             relay_private,
+            overlay: Vec::new(),
             relays: Vec::new(),
             families: (true, true),
             locals: Vec::new(),
@@ -57,7 +63,12 @@ impl Plan {
             made: Vec::new(),
             frozen: Vec::new(),
             permits: Vec::new(),
+            relays_wanted: false,
         }
+    }
+
+    pub(super) fn set_overlay(&mut self, prefixes: &[Prefix]) {
+        self.overlay = prefixes.to_vec();
     }
 
     /// What this side has: families that it can send, its candidates, its allocations, and whether more may come.
@@ -82,7 +93,8 @@ impl Plan {
         for c in candidates {
             let address = dataplane::path::canonical(c.address);
             let known = self.remotes.iter().any(|r| r.0 == address);
-            if is_sendable(address) && !known && self.remotes.len() < MAX_REMOTE {
+            let loops = self.overlay.iter().any(|p| p.contains(address.ip()));
+            if is_sendable(address) && !loops && !known && self.remotes.len() < MAX_REMOTE {
                 let remote = (address, c.kind, c.priority);
                 self.remotes.push(remote);
                 ways.extend(self.pair_up(remote));
@@ -113,9 +125,13 @@ impl Plan {
         ways
     }
 
-    /// Permissions to ask for since the last call: server and address.
+    pub(super) const fn want_relays(&mut self) {
+        self.relays_wanted = true;
+    }
+
+    /// Permissions to ask for since the last call: server and address. None before relays are wanted.
     pub(super) fn take_permits(&mut self) -> Vec<(SocketAddr, IpAddr)> {
-        std::mem::take(&mut self.permits)
+        if self.relays_wanted { std::mem::take(&mut self.permits) } else { Vec::new() }
     }
 
     /// A server's answer. Returns the ways that can be tried now.
@@ -135,6 +151,7 @@ impl Plan {
         self.relays.retain(|r| r.server != server);
         self.made.retain(|r| !on(r));
         self.frozen.retain(|w| !on(&w.route));
+        self.permits.retain(|(s, _)| *s != server);
     }
 
     /// Whether both sides said all they know.

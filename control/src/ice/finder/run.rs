@@ -38,6 +38,12 @@ const REFLEXIVE_PATIENCE: Duration = Duration::from_millis(120);
 const UNKNOWN_PATIENCE: Duration = Duration::from_millis(250);
 /// The same for a relayed one.
 const RELAY_PATIENCE: Duration = Duration::from_millis(700);
+/// Relayed ways are made ready after direct ones had this long without success; the answering side begins one signalling
+/// message earlier, and waits twice as long. With permissions (one round trip), checks (another, every 50 ms) and a channel
+/// (a third) they are ready well before [`RELAY_PATIENCE`].
+const RELAYS_AFTER: Duration = Duration::from_millis(150);
+/// The same if a direct way works and is not agreed on yet.
+const RELAYS_AT_LATEST: Duration = Duration::from_millis(450);
 /// Longer than any negotiation: deadlines are ours.
 const NEVER: Duration = Duration::from_secs(3600);
 /// The agent's own work at start and end takes no longer.
@@ -85,7 +91,8 @@ async fn start(seam: &Arc<Seam>) -> Result<Agent, String> {
     let config = AgentConfig {
         udp_network: UDPNetwork::Muxed(Arc::new(Mux(seam.clone()))),
         local_ufrag: seam.credentials.ufrag.clone(),
-        local_pwd: seam.credentials.password.clone(),
+        // The agent keeps passwords as plain strings of its own, for the seconds that it lives.
+        local_pwd: seam.credentials.password.to_string(),
         multicast_dns_mode: MulticastDnsMode::Disabled,
         disconnected_timeout: Some(NEVER),
         failed_timeout: Some(NEVER),
@@ -148,11 +155,12 @@ async fn find(seam: &Seam, agent: &Agent) -> Result<Chosen, String> {
     let (_cancel, cancelled) = mpsc::channel(1);
     let connect = async {
         match seam.role {
-            Role::Controlling => agent.dial(cancelled, remote.ufrag, remote.password).await.map(drop),
-            Role::Controlled => agent.accept(cancelled, remote.ufrag, remote.password).await.map(drop),
+            Role::Controlling => agent.dial(cancelled, remote.ufrag, remote.password.to_string()).await.map(drop),
+            Role::Controlled => agent.accept(cancelled, remote.ufrag, remote.password.to_string()).await.map(drop),
         }
     };
     tokio::pin!(connect);
+    let mut relays_at = Some(began + RELAYS_AFTER * if seam.role == Role::Controlling { 1 } else { 2 });
     loop {
         let (nothing, broken) = {
             let state = seam.lock();
@@ -168,6 +176,13 @@ async fn find(seam: &Seam, agent: &Agent) -> Result<Chosen, String> {
                 break;
             }
             () = seam.news.notified() => add_fresh(seam, agent),
+            () = sleep_until(relays_at.unwrap_or(until)), if relays_at.is_some() => {
+                let latest = began + RELAYS_AT_LATEST;
+                relays_at = Some(latest).filter(|_| Instant::now() < latest && seam.lock().has_direct());
+                if relays_at.is_none() {
+                    seam.wire.want_relays();
+                }
+            }
             () = sleep_until(until) => return Err(seam.lock().failure()),
         }
     }

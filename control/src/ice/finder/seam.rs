@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use dataplane::table::Prefix;
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 use tokio::time::Instant;
 use webrtc_ice::udp_mux::UDPMux;
@@ -15,6 +16,7 @@ use webrtc_util::{Conn, Error};
 use super::super::candidate::{CandidateKind, Credentials};
 use super::super::route::{Route, is_sendable};
 use super::super::stun::{Class, Key, Tid, View, attr};
+use super::super::turn::Lease;
 use super::plan::Way;
 use super::space::Space;
 use super::{Role, Wire};
@@ -30,8 +32,9 @@ const MAX_SEEN: usize = 16;
 /// A source that was not signalled is held back for this long: its candidate may be on the way, and tell that it is a
 /// relay's.
 const SIGNAL_PATIENCE: Duration = Duration::from_millis(250);
-/// A channel is not asked for before direct ways had this long.
-const BIND_AFTER: Duration = Duration::from_millis(350);
+/// A channel is not asked for before shorter ways had this long, by the number of relays on the way. Of ways with one
+/// relay, those over the peer's need no channel of ours, and come a moment later.
+const BIND_AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(450), Duration::from_millis(700)];
 /// The agent checks every way at every tick. The first so many checks of a way go out, then only one in each pause,
 /// unless the peer is heard over it.
 const EAGER_CHECKS: u32 = 10;
@@ -41,13 +44,40 @@ const HEARD: Duration = Duration::from_secs(1);
 /// Checks under way whose time of sending is kept, for each way.
 const TIMES: usize = 8;
 
-/// What is known of the channel that a relayed way needs.
+/// What became of a message for the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Yes,
+    /// It is not signed by whom it should be.
+    Forged,
+    /// There are too many, the agent is closed, or it is nothing that an agent looks at.
+    No,
+}
+
+/// A message for the agent that was read, and is signed by whom it should be.
+struct Message {
+    route: Route,
+    bytes: Box<[u8]>,
+    tid: Tid,
+    what: What,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    /// With USE-CANDIDATE or without.
+    Request { nominates: bool },
+    /// An answer, with how the peer sees us.
+    Success { mapped: Option<SocketAddr> },
+}
+
+/// What is known of the channel that a relayed way needs.
+#[derive(Debug)]
 enum Channel {
     None,
     Asked,
-    Bound(u16),
-    Refused,
+    Bound(Lease),
+    /// The server's words.
+    Refused(String),
 }
 
 /// One way, as the negotiation sees it.
@@ -98,9 +128,17 @@ impl Known {
         u8::from(route.is_relay()) + u8::from(self.kind == CandidateKind::Relayed)
     }
 
-    pub(super) fn take_channel(&mut self) -> Option<u16> {
+    /// Why there is no channel, if a server refused it.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        match &self.channel {
+            Channel::Refused(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    pub(super) fn take_channel(&mut self) -> Option<Lease> {
         match std::mem::replace(&mut self.channel, Channel::None) {
-            Channel::Bound(n) => Some(n),
+            Channel::Bound(lease) => Some(lease),
             _ => None,
         }
     }
@@ -117,9 +155,10 @@ pub(super) struct State {
     /// Both sides said all they know.
     pub(super) told: bool,
     remote_done: bool,
+    pub(super) overlay: Vec<Prefix>,
     /// When the agent began to check.
     pub(super) began: Option<Instant>,
-    queue: Option<mpsc::Sender<(Route, Box<[u8]>)>>,
+    queue: Option<mpsc::Sender<Message>>,
     closed: bool,
     /// Something that ends the negotiation.
     pub(super) broken: Option<String>,
@@ -130,9 +169,11 @@ pub(super) struct Seam {
     pub(super) role: Role,
     pub(super) credentials: Credentials,
     key: Key,
+    /// Of the peer's password.
+    peer_key: OnceLock<Key>,
     pub(super) wire: Arc<dyn Wire>,
     state: Mutex<State>,
-    incoming: AsyncMutex<mpsc::Receiver<(Route, Box<[u8]>)>>,
+    incoming: AsyncMutex<mpsc::Receiver<Message>>,
     /// There is something new in the state.
     pub(super) news: Notify,
 }
@@ -149,6 +190,7 @@ impl Seam {
             locals: Vec::new(),
             told: false,
             remote_done: false,
+            overlay: Vec::new(),
             began: None,
             queue: Some(queue),
             closed: false,
@@ -156,16 +198,35 @@ impl Seam {
         };
         let key = Key::short(&credentials.password);
         let (state, incoming) = (Mutex::new(state), AsyncMutex::new(incoming));
-        Arc::new(Self { role, credentials, key, wire, state, incoming, news: Notify::new() })
+        Arc::new(Self { role, credentials, key, peer_key: OnceLock::new(), wire, state, incoming, news: Notify::new() })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn push(&self, route: Route, bytes: &[u8]) -> bool {
-        let queue = self.lock().queue.clone();
-        bytes.len() <= LONGEST && queue.is_some_and(|q| q.try_send((route, bytes.into())).is_ok())
+    /// Verifies a message and queues it: requests are signed with our password, answers with the peer's. What is not
+    /// signed changes nothing: any host on the way to any address that was signalled may answer STUN.
+    pub(super) fn push(&self, route: Route, v: &View<'_>) -> Taken {
+        let (key, what) = match v.class() {
+            Class::Request => (Some(&self.key), What::Request { nominates: v.has(attr::USE_CANDIDATE) }),
+            Class::Success => (self.peer_key.get(), What::Success { mapped: v.mapped() }),
+            _ => return Taken::No,
+        };
+        let queue = {
+            let state = self.lock();
+            let fits = |q: &mpsc::Sender<Message>| q.capacity() > 0 && v.bytes().len() <= LONGEST;
+            let loops = state.overlay.iter().any(|p| p.contains(route.peer().ip()));
+            state.queue.clone().filter(|q| fits(q) && !loops)
+        };
+        let (Some(key), Some(queue)) = (key, queue) else { return Taken::No };
+        if !v.signed_by(key) {
+            return Taken::Forged;
+        }
+        match queue.try_send(Message { route, bytes: v.bytes().into(), tid: v.tid(), what }) {
+            Ok(()) => Taken::Yes,
+            Err(_) => Taken::No,
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -185,25 +246,24 @@ impl Seam {
 
     pub(super) fn set_remote(&self, c: &Credentials) {
         self.lock().remote.get_or_insert_with(|| c.clone());
+        self.peer_key.get_or_init(|| Key::short(&c.password));
         self.news.notify_one();
     }
 
-    pub(super) fn bound(&self, server: SocketAddr, peer: SocketAddr, channel: &Result<u16, String>) -> bool {
+    pub(super) fn bound(&self, server: SocketAddr, peer: SocketAddr, channel: Result<Lease, String>) {
         let mut state = self.lock();
         let closed = state.closed;
-        let Some(way) = state.ways.get_mut(&Route::Relay { server, peer }) else { return false };
-        if closed || way.channel != Channel::Asked {
-            return false;
+        let Some(way) = state.ways.get_mut(&Route::Relay { server, peer }) else { return };
+        if !closed && matches!(way.channel, Channel::Asked) {
+            way.channel = channel.map_or_else(Channel::Refused, Channel::Bound);
         }
-        way.channel = channel.as_ref().map_or(Channel::Refused, |n| Channel::Bound(*n));
-        true
     }
 
     pub(super) fn relay_lost(&self, server: SocketAddr) {
         let mut state = self.lock();
         for (route, way) in &mut state.ways {
             if matches!(route, Route::Relay { server: s, .. } if *s == server) {
-                (way.dead, way.channel) = (true, Channel::Refused);
+                (way.dead, way.channel) = (true, Channel::Refused("the allocation is gone".into()));
             }
         }
     }
@@ -228,18 +288,12 @@ impl Seam {
             .collect()
     }
 
-    /// Nothing goes in or out any more; channels that nobody took are given back.
+    /// Nothing goes in or out any more; channels that nobody took are not used any more.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         (state.closed, state.queue) = (true, None);
-        let free = |(route, way): (&Route, &mut Known)| match *route {
-            Route::Relay { server, .. } => way.take_channel().map(|n| (server, n)),
-            Route::Direct(_) => None,
-        };
-        let channels: Vec<_> = state.ways.iter_mut().filter_map(free).collect();
-        drop(state);
-        for (server, channel) in channels {
-            self.wire.release(server, channel);
+        for way in state.ways.values_mut() {
+            way.channel = Channel::None;
         }
     }
 
@@ -250,13 +304,12 @@ impl Seam {
 
     /// Looks at a message for the agent. Its address for the agent, or `None` if it has to wait for being repeated or is
     /// no good.
-    fn admit(&self, route: Route, bytes: &[u8]) -> Option<SocketAddr> {
-        let message = View::parse(bytes)?;
+    fn admit(&self, m: &Message) -> Option<SocketAddr> {
+        let route = m.route;
         let mut state = self.lock();
-        let ask = match message.class() {
-            Class::Request => self.request(&mut state, route, &message)?,
-            Class::Success => self.success(&mut state, route, &message)?,
-            _ => return None,
+        let ask = match m.what {
+            What::Request { nominates } => self.request(&mut state, route, nominates)?,
+            What::Success { mapped } => self.success(&mut state, route, m.tid, mapped)?,
         };
         let address = state.space.address(&route);
         drop(state);
@@ -270,12 +323,11 @@ impl Seam {
     }
 
     /// `Some(true)`: a channel has to be asked for first. `None`: not now.
-    fn request(&self, state: &mut State, route: Route, message: &View<'_>) -> Option<bool> {
+    fn request(&self, state: &mut State, route: Route, nominates: bool) -> Option<bool> {
         let now = Instant::now();
         if !state.ways.contains_key(&route) {
-            let signed = is_sendable(route.peer()) && message.signed_by(&self.key);
             let full = state.seen.len() >= MAX_SEEN && !state.seen.contains_key(&route);
-            if !signed || full {
+            if full || !is_sendable(route.peer()) {
                 return None;
             }
             let since = *state.seen.entry(route).or_insert(now);
@@ -294,38 +346,43 @@ impl Seam {
         let way = state.ways.get_mut(&route)?;
         way.heard = Some(now);
         way.dead &= route.is_relay();
-        let nominates = self.role == Role::Controlled && message.has(attr::USE_CANDIDATE);
+        let nominates = self.role == Role::Controlled && nominates;
         if !route.is_relay() || !nominates || matches!(way.channel, Channel::Bound(_)) {
             return Some(false);
         }
         // What the peer sends after our answer would come in without a channel and be lost.
-        let ask = way.channel == Channel::None && message.signed_by(&self.key);
-        if ask {
-            way.channel = Channel::Asked;
-        } else if way.channel == Channel::Refused {
-            state.broken = Some("no path: the relay refuses a channel for the path that the peer chose".into());
-            self.news.notify_one();
+        match &way.channel {
+            Channel::None => {
+                way.channel = Channel::Asked;
+                return Some(true);
+            }
+            Channel::Refused(why) => {
+                let what = "no path: the relay refuses a channel for the path that the peer chose";
+                state.broken = Some(format!("{what}: {why}"));
+                self.news.notify_one();
+            }
+            Channel::Asked | Channel::Bound(_) => {}
         }
-        ask.then_some(true)
+        None
     }
 
-    fn success(&self, state: &mut State, route: Route, message: &View<'_>) -> Option<bool> {
+    fn success(&self, state: &mut State, route: Route, tid: Tid, mapped: Option<SocketAddr>) -> Option<bool> {
         let now = Instant::now();
         let began = state.began?;
         let way = state.ways.get_mut(&route)?;
-        if let Some(i) = way.times.iter().position(|(t, _)| *t == message.tid()) {
+        if let Some(i) = way.times.iter().position(|(t, _)| *t == tid) {
             way.rtt = Some(now - way.times[i].1);
         }
-        way.mapped = message.mapped().or(way.mapped);
+        way.mapped = mapped.or(way.mapped);
         if !route.is_relay() || self.role == Role::Controlled || matches!(way.channel, Channel::Bound(_)) {
             return Some(false);
         }
         // To the agent a relayed way works when its channel is bound. One is bound if nothing better works.
-        let (rank, hops, free) = (way.rank, way.hops(&route), way.channel == Channel::None);
-        let patience = BIND_AFTER * u32::from(hops);
+        let (rank, hops, free) = (way.rank, way.hops(&route), matches!(way.channel, Channel::None));
+        let patience = BIND_AFTER.get(usize::from(hops)).copied().unwrap_or_default();
         let better = |w: &Known| {
             let works = w.rtt.is_some() || matches!(w.channel, Channel::Asked | Channel::Bound(_));
-            works && !w.dead && w.channel != Channel::Refused && w.rank > rank
+            works && !w.dead && !matches!(w.channel, Channel::Refused(_)) && w.rank > rank
         };
         if !free || now - began < patience || state.ways.values().any(better) {
             return None;
@@ -353,11 +410,18 @@ impl State {
             if way.kind == CandidateKind::PeerReflexive {
                 way.kind = kind;
             }
-            (way.dead, way.channel) = (false, if way.dead { Channel::None } else { way.channel });
+            if std::mem::replace(&mut way.dead, false) {
+                way.channel = Channel::None;
+            }
         } else if self.ways.len() < MAX_WAYS && self.space.address(&route).is_some() {
             self.ways.insert(route, Known::new(&route, kind, priority));
             self.fresh.push(route);
         }
+    }
+
+    /// Whether a way without a relay works.
+    pub(super) fn has_direct(&self) -> bool {
+        self.ways.iter().any(|(r, w)| w.hops(r) == 0 && w.rtt.is_some() && !w.dead)
     }
 
     /// Whether this message is sent. Responses always are.
@@ -421,11 +485,11 @@ impl Conn for Line {
     async fn recv_from(&self, buf: &mut [u8]) -> Result<(usize, SocketAddr), Error> {
         let mut incoming = self.0.incoming.lock().await;
         loop {
-            let Some((route, bytes)) = incoming.recv().await else { return Err(refused("closed")) };
-            let address = self.0.admit(route, &bytes);
-            if let (Some(address), Some(to)) = (address, buf.get_mut(..bytes.len())) {
-                to.copy_from_slice(&bytes);
-                return Ok((bytes.len(), address));
+            let Some(m) = incoming.recv().await else { return Err(refused("closed")) };
+            let address = self.0.admit(&m);
+            if let (Some(address), Some(to)) = (address, buf.get_mut(..m.bytes.len())) {
+                to.copy_from_slice(&m.bytes);
+                return Ok((m.bytes.len(), address));
             }
         }
     }

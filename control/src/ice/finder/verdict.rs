@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::super::candidate::CandidateKind;
 use super::super::route::Route;
+use super::super::turn::Lease;
 use super::seam::State;
 
 /// A way that works and is taken by both sides.
@@ -13,7 +14,7 @@ use super::seam::State;
 pub(crate) struct Chosen {
     pub(crate) route: Route,
     /// Bound, if the way goes through an allocation of ours.
-    pub(crate) channel: Option<u16>,
+    pub(crate) channel: Option<Lease>,
     pub(crate) local_kind: CandidateKind,
     pub(crate) remote_kind: CandidateKind,
     pub(crate) rtt: Option<Duration>,
@@ -96,6 +97,8 @@ impl State {
             (n, 0) => format!("none of {n} checks was answered"),
             (n, a) => format!("{a} of {n} checks were answered, but none was agreed on"),
         };
-        format!("no path: {what} (ours: {}; the peer's: {})", of(&ours), of(&theirs))
+        let refused = self.ways.values().find_map(|w| w.refusal());
+        let refused = refused.map(|why| format!("; a relay refused a channel: {why}")).unwrap_or_default();
+        format!("no path: {what} (ours: {}; the peer's: {}){refused}", of(&ours), of(&theirs))
     }
 }

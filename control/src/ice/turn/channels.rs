@@ -1,44 +1,104 @@
 //! Channels of an allocation (RFC 8656, section 12).
 
+use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::route::Transmit;
+use super::super::stun::random;
 use super::requests::Kind;
-use super::{State, Turn, TurnEvent};
+use super::{PERMISSION, State, Turn, TurnEvent};
 
 /// Channel numbers (RFC 8656, section 12).
 pub(super) const FIRST: u16 = 0x4000;
-const LAST: u16 = 0x4fff;
+pub(super) const LAST: u16 = 0x4fff;
 /// Channels at once, those that cool down included. Fewer than there are numbers, so that one is always free.
 const MAX_CHANNELS: usize = 2048;
 /// A binding lives 600 s, the permission that it makes only 300 s: it is refreshed for the latter.
 const REFRESH: Duration = Duration::from_secs(240);
 const BINDING: Duration = Duration::from_secs(600);
+/// After a refresh that failed.
+const RETRY: Duration = Duration::from_secs(10);
 /// A number or a peer cannot be bound anew for five minutes after a binding ended.
 const COOL_DOWN: Duration = Duration::from_secs(300);
+
+/// The uses of one binding: as many as there are leases. A lease names its binding by being a part of it, so it can end
+/// no use but its own: not another user's, not one of the same number at a later time or on a newer allocation.
+#[derive(Debug, Default)]
+pub(crate) struct Uses(Arc<()>);
+
+impl Uses {
+    pub(crate) fn lease(&self, number: u16) -> Lease {
+        Lease { number, part: self.0.clone() }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        Arc::strong_count(&self.0) - 1
+    }
+}
+
+/// One use of a channel, from a successful bind until the last clone is dropped. While there is one, the channel is
+/// refreshed.
+#[derive(Clone)]
+pub(crate) struct Lease {
+    number: u16,
+    part: Arc<()>,
+}
+
+impl Lease {
+    pub(crate) const fn number(&self) -> u16 {
+        self.number
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({:#x})", self.number)
+    }
+}
+
+impl PartialEq for Lease {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.part, &other.part)
+    }
+}
+
+impl Eq for Lease {}
+
+/// A random one, so that what is still under way to a number of an earlier allocation meets no channel of the next.
+pub(super) fn first_number() -> u16 {
+    FIRST + u16::from_be_bytes(random()) % (LAST - FIRST + 1)
+}
 
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) number: u16,
-    /// How many paths use it.
-    pub(super) users: u32,
-    bound: bool,
+    uses: Uses,
+    /// When the server said so last; `None` if never, or if what that gave has lapsed.
+    bound_at: Option<Instant>,
     /// When to refresh.
     refresh_at: Instant,
-    /// When the server forgets it unless refreshed.
+    /// When the server has forgotten the number for sure.
     ends: Instant,
 }
 
+impl Channel {
+    /// Data gets through as long as the permission that came with the binding lives.
+    fn is_alive(&self, now: Instant) -> bool {
+        self.bound_at.is_some_and(|t| now < t + PERMISSION)
+    }
+}
+
 impl Turn {
-    /// Binds a channel to `peer`, or takes the one there is, for one more user; [`TurnEvent::Bound`] answers.
+    /// Binds a channel to `peer`, or finds the one there is; [`TurnEvent::Bound`] answers, and then [`Self::lease`] gives
+    /// each user its use.
     pub(crate) fn bind(&mut self, peer: SocketAddr, now: Instant, out: &mut Vec<Transmit>) {
         if !matches!(self.state, State::Ready { .. }) {
             return self.events.push(TurnEvent::Bound(peer, Err("there is no allocation".into())));
         }
-        if let Some(c) = self.channels.get_mut(&peer) {
-            c.users += 1;
-            if c.bound && c.ends > now + super::PERMISSION {
+        if let Some(c) = self.channels.get(&peer) {
+            if c.is_alive(now) && now < c.refresh_at {
                 return self.events.push(TurnEvent::Bound(peer, Ok(c.number)));
             }
         } else {
@@ -46,14 +106,24 @@ impl Turn {
                 return self.events.push(TurnEvent::Bound(peer, Err("too many channels".into())));
             };
             self.numbers.insert(number, peer);
-            let c = Channel { number, users: 1, bound: false, refresh_at: now + REFRESH, ends: now + BINDING };
+            let uses = Uses::default();
+            let c = Channel { number, uses, bound_at: None, refresh_at: now + REFRESH, ends: now + BINDING };
             self.channels.insert(peer, c);
         }
         self.request_bind(peer, now, out);
     }
 
+    /// One use of the channel to `peer`; `None` if none is bound.
+    pub(crate) fn lease(&self, peer: SocketAddr) -> Option<Lease> {
+        self.channels.get(&peer).filter(|c| c.bound_at.is_some()).map(|c| c.uses.lease(c.number))
+    }
+
+    fn is_binding(&self, peer: SocketAddr) -> bool {
+        self.requests.iter().any(|r| r.kind == Kind::Bind(peer))
+    }
+
     fn request_bind(&mut self, peer: SocketAddr, now: Instant, out: &mut Vec<Transmit>) {
-        if !self.requests.iter().any(|r| r.kind == Kind::Bind(peer)) {
+        if !self.is_binding(peer) {
             self.start(Kind::Bind(peer), now, out);
         }
     }
@@ -72,71 +142,68 @@ impl Turn {
         None
     }
 
-    /// One user less. Without users it is not refreshed any more.
-    pub(crate) fn release(&mut self, number: u16) {
-        if let Some(c) = self.numbers.get(&number).and_then(|p| self.channels.get_mut(p)) {
-            c.users = c.users.saturating_sub(1);
-        }
-    }
-
     /// Whose data comes in over a channel.
     pub(crate) fn peer_of(&self, number: u16) -> Option<SocketAddr> {
         self.numbers.get(&number).copied()
     }
 
     pub(crate) fn bound_number(&self, peer: SocketAddr) -> Option<u16> {
-        self.channels.get(&peer).filter(|c| c.bound && c.users > 0).map(|c| c.number)
+        self.channels.get(&peer).filter(|c| c.bound_at.is_some() && c.uses.count() > 0).map(|c| c.number)
     }
 
     /// Channels in use.
     pub(crate) fn channels_in_use(&self) -> usize {
-        self.channels.values().filter(|c| c.users > 0).count()
+        self.channels.values().filter(|c| c.uses.count() > 0).count()
     }
 
     pub(super) fn bind_succeeded(&mut self, peer: SocketAddr, now: Instant) {
         let Some(c) = self.channels.get_mut(&peer) else { return };
-        (c.refresh_at, c.ends) = (now + REFRESH, now + BINDING);
-        if !std::mem::replace(&mut c.bound, true) || c.users > 0 {
-            self.events.push(TurnEvent::Bound(peer, Ok(c.number)));
-        }
+        (c.bound_at, c.refresh_at, c.ends) = (Some(now), now + REFRESH, now + BINDING);
+        self.events.push(TurnEvent::Bound(peer, Ok(c.number)));
     }
 
     pub(super) fn bind_failed(&mut self, peer: SocketAddr, why: String, now: Instant) {
         let Some(c) = self.channels.get_mut(&peer) else { return };
-        if c.bound && c.ends > now {
-            // A refresh failed: there is time for another.
-            c.refresh_at = now + Duration::from_secs(10);
-            return self.events.push(TurnEvent::Bound(peer, Ok(c.number)));
-        }
-        c.users = 0;
-        // Whether the server has bound the number or not is unknown: it cools down like a bound one.
-        c.ends = now + BINDING;
-        self.events.push(TurnEvent::Bound(peer, Err(why)));
+        // Those who use it still want it.
+        c.refresh_at = now + RETRY;
+        let r = if c.is_alive(now) {
+            Ok(c.number)
+        } else {
+            c.bound_at = None;
+            // Whether the server has bound the number or not is unknown: it cools down like a bound one.
+            c.ends = now + BINDING;
+            Err(why)
+        };
+        self.events.push(TurnEvent::Bound(peer, r));
     }
 
     pub(super) fn channels_next(&self) -> Option<Instant> {
-        self.channels.values().filter(|c| c.users > 0).map(|c| c.refresh_at).min()
+        self.channels.values().filter(|c| c.uses.count() > 0).map(|c| c.refresh_at).min()
     }
 
     pub(super) fn poll_channels(&mut self, now: Instant, out: &mut Vec<Transmit>) {
-        let due: Vec<SocketAddr> =
-            self.channels.iter().filter(|(_, c)| c.users > 0 && c.refresh_at <= now).map(|(p, _)| *p).collect();
-        for peer in due {
-            if let Some(c) = self.channels.get_mut(&peer) {
+        let mut due = Vec::new();
+        for (peer, c) in &mut self.channels {
+            c.bound_at = c.bound_at.filter(|t| now < *t + PERMISSION);
+            if c.uses.count() > 0 && c.refresh_at <= now {
                 c.refresh_at = now + REFRESH;
+                due.push(*peer);
             }
+        }
+        for peer in due {
             self.request_bind(peer, now, out);
         }
     }
 
     pub(super) fn forget_channels(&mut self, now: Instant) {
-        let numbers = &mut self.numbers;
-        self.channels.retain(|_, c| {
-            let keep = c.users > 0 || c.ends + COOL_DOWN > now;
-            if !keep {
-                numbers.remove(&c.number);
+        let old = |c: &Channel| c.uses.count() == 0 && c.ends + COOL_DOWN <= now;
+        let old: Vec<SocketAddr> = self.channels.iter().filter(|(_, c)| old(c)).map(|(p, _)| *p).collect();
+        for peer in old {
+            if !self.is_binding(peer)
+                && let Some(c) = self.channels.remove(&peer)
+            {
+                self.numbers.remove(&c.number);
             }
-            keep
-        });
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A TURN client (RFC 8656) without sockets and clocks: one allocation on one server, shared by all peers.
 //!
-//! Permissions last as long as checks need them; a channel is bound for a chosen path only and given back when the path
-//! is not used any more. While there are links, the allocation is looked after every few seconds, because a
+//! Permissions last as long as checks need them; a channel is bound for a chosen path only and left to lapse when no path
+//! uses it any more ([`Lease`]). While there are links, the allocation is looked after every few seconds, because a
 //! server that was restarted has forgotten it and says so only when asked.
 
 mod channels;
@@ -20,6 +20,9 @@ use super::binding::{BACKOFF_BUSY, BACKOFF_IDLE, backoff};
 use super::route::Transmit;
 use super::stun::{Class, Key, View, Writer, attr, method, random};
 use channels::Channel;
+pub(crate) use channels::Lease;
+#[cfg(test)]
+pub(crate) use channels::Uses;
 use requests::{Kind, Request};
 
 /// Asked for at allocation and refresh; servers cap it (RFC 8656, section 3.2: 10 minutes is the default).
@@ -36,8 +39,9 @@ const PERMISSION_MARGIN: Duration = Duration::from_secs(60);
 const DENIED: Duration = Duration::from_secs(30);
 /// Permissions kept in mind for one server.
 const MAX_PERMISSIONS: usize = 1024;
-/// Addresses in one CreatePermission.
-const BATCH: usize = 16;
+/// Addresses in one CreatePermission. ejabberd's server refuses requests that could take it over `turn_max_permissions` (10
+/// for an allocation), and counts addresses that it already permits once more.
+const BATCH: usize = 8;
 /// Pause after a refusal that waiting does not heal (wrong password, quota).
 const REFUSED: Duration = Duration::from_secs(30);
 
@@ -48,6 +52,8 @@ pub(crate) enum TurnEvent {
     Up,
     /// The allocation is gone, with all channels and permissions.
     Lost(String),
+    /// Whether the allocation is still there is not known.
+    Doubtful,
     /// The allocation was in doubt and is still there.
     Confirmed,
     /// An attempt to get an allocation failed; [`Turn::error`] says why.
@@ -56,7 +62,7 @@ pub(crate) enum TurnEvent {
     Remapped { was: SocketAddr },
     /// Whether data may be relayed to this address.
     Permitted(IpAddr, bool),
-    /// A channel to this peer, or why not.
+    /// A channel to this peer, or why not; [`Turn::lease`] gives its uses.
     Bound(SocketAddr, Result<u16, String>),
 }
 
@@ -99,8 +105,12 @@ pub(crate) struct Turn {
     pub(crate) mapped: Option<SocketAddr>,
     pub(crate) error: Option<String>,
     mapping_at: Instant,
+    /// When the server forgets the allocation unless it is refreshed.
+    expires_at: Instant,
+    /// In a row, the successes of Allocate itself not counted.
     failures: u32,
     busy: bool,
+    /// This machine's addresses changed, and the server has not said yet whether the allocation is still ours.
     in_doubt: bool,
     /// The last attempt was refused for a reason that waiting does not heal.
     refused: bool,
@@ -108,6 +118,10 @@ pub(crate) struct Turn {
     permissions: HashMap<IpAddr, Permission>,
     wanted: Vec<IpAddr>,
     wanted_at: Instant,
+    /// How many are asked for at once: fewer after a 508.
+    batch: usize,
+    /// The server permits no more addresses (508): until when it is not asked for more, and what it said.
+    full: Option<(Instant, String)>,
     channels: HashMap<SocketAddr, Channel>,
     numbers: HashMap<u16, SocketAddr>,
     next_number: u16,
@@ -130,6 +144,7 @@ impl Turn {
             mapped: None,
             error: None,
             mapping_at: now,
+            expires_at: now,
             failures: 0,
             busy: false,
             in_doubt: false,
@@ -138,9 +153,11 @@ impl Turn {
             permissions: HashMap::new(),
             wanted: Vec::new(),
             wanted_at: now,
+            batch: BATCH,
+            full: None,
             channels: HashMap::new(),
             numbers: HashMap::new(),
-            next_number: channels::FIRST,
+            next_number: channels::first_number(),
             events: Vec::new(),
         }
     }
@@ -151,10 +168,11 @@ impl Turn {
 
     /// Whether there is an allocation, or an attempt has failed since the start.
     pub(crate) const fn is_settled(&self) -> bool {
-        !self.in_doubt && (self.relayed.is_some() || self.error.is_some())
+        self.error.is_some() || (self.relayed.is_some() && !self.in_doubt)
     }
 
-    /// The allocation's address, if it is there for sure.
+    /// The allocation's address, unless this machine's own address may have changed below it. Silence of the server alone
+    /// takes nothing away.
     pub(crate) fn offered(&self) -> Option<SocketAddr> {
         self.relayed.filter(|_| !self.in_doubt)
     }
@@ -204,10 +222,11 @@ impl Turn {
             State::Down { retry_at } => return retry_at,
             State::Allocating => self.requests.iter().map(|r| r.at).min().unwrap_or(self.mapping_at),
             State::Ready { watch_at } => {
-                watch_at.min(self.mapping_at).min(self.channels_next().unwrap_or(self.mapping_at))
+                let at = watch_at.min(self.mapping_at).min(self.expires_at);
+                at.min(self.channels_next().unwrap_or(at))
             }
         };
-        let at = if self.wanted.is_empty() { at } else { at.min(self.wanted_at) };
+        let at = if self.may_ask() { at.min(self.wanted_at) } else { at };
         self.requests.iter().map(|r| r.at).fold(at, Instant::min)
     }
 
@@ -223,6 +242,10 @@ impl Turn {
                 self.state = State::Allocating;
                 self.start(Kind::Allocate, now, out);
             }
+            State::Ready { .. } if self.expires_at <= now => {
+                let pause = self.failure_pause();
+                self.down("it has not answered for as long as the allocation lives".into(), pause, now);
+            }
             State::Ready { watch_at } => {
                 if watch_at <= now {
                     self.state = State::Ready { watch_at: now + self.watch_interval() };
@@ -235,8 +258,8 @@ impl Turn {
                     self.mapping_at = now + MAPPING;
                     self.start(Kind::Binding, now, out);
                 }
-                while !self.wanted.is_empty() {
-                    let rest = self.wanted.split_off(self.wanted.len().min(BATCH));
+                while self.may_ask() {
+                    let rest = self.wanted.split_off(self.wanted.len().min(self.batch));
                     let batch = std::mem::replace(&mut self.wanted, rest);
                     self.start(Kind::Permission(batch), now, out);
                 }
@@ -246,13 +269,29 @@ impl Turn {
         }
     }
 
+    /// Whether there are permissions to ask for. One request at a time while it is found out how many are given.
+    fn may_ask(&self) -> bool {
+        let asking = || self.requests.iter().any(|r| matches!(r.kind, Kind::Permission(_)));
+        !self.wanted.is_empty() && (self.batch == BATCH || !asking())
+    }
+
+    /// What is wrong, for people: the allocation is in doubt or not there, or it is full.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.error.as_deref().or(self.full.as_ref().map(|(_, why)| why.as_str()))
+    }
+
     fn watch_interval(&self) -> Duration {
         if self.busy { WATCH_BUSY } else { WATCH_IDLE }
     }
 
     /// Asks that data may be relayed to `ip`; [`TurnEvent::Permitted`] answers, at once if it is known.
     pub(crate) fn permit(&mut self, ip: IpAddr, now: Instant) {
+        self.full = self.full.take().filter(|(until, _)| *until > now);
         let known = self.permissions.get(&ip).copied();
+        if self.full.is_some() && !matches!(known, Some(Permission::Pending)) {
+            let granted = matches!(known, Some(Permission::Granted(until)) if until > now);
+            return self.events.push(TurnEvent::Permitted(ip, granted));
+        }
         match known {
             Some(Permission::Pending) => return,
             Some(Permission::Granted(until)) if until > now + PERMISSION_MARGIN => {
@@ -273,6 +312,7 @@ impl Turn {
     }
 
     fn forget_old(&mut self, now: Instant) {
+        self.full = self.full.take().filter(|(until, _)| *until > now);
         self.permissions.retain(|_, p| match p {
             Permission::Pending => true,
             Permission::Granted(until) | Permission::Denied(until) => *until > now,
@@ -287,8 +327,10 @@ impl Turn {
         self.requests.clear();
         self.permissions.clear();
         self.wanted.clear();
+        (self.batch, self.full) = (BATCH, None);
         self.channels.clear();
         self.numbers.clear();
+        self.next_number = channels::first_number();
         self.mapped = self.mapped.filter(|_| was_up);
         self.state = State::Down { retry_at: now + pause };
         self.error = Some(format!("TURN server {}: {why}", self.server));
@@ -297,9 +339,14 @@ impl Turn {
 
     /// The kernel has no route to the server.
     pub(crate) fn unreachable(&mut self, now: Instant) {
-        if !matches!(self.state, State::Down { .. }) {
-            let pause = self.failure_pause();
-            self.down("there is no route to it".into(), pause, now);
+        match self.state {
+            State::Down { .. } => {}
+            // Networks come back, and the allocation lives on meanwhile.
+            State::Ready { .. } => self.doubt("there is no route to it"),
+            State::Allocating => {
+                let pause = self.failure_pause();
+                self.down("there is no route to it".into(), pause, now);
+            }
         }
     }
 

@@ -9,12 +9,16 @@ use dataplane::path::canonical;
 use super::super::binding::RETRIES;
 use super::super::route::Transmit;
 use super::super::stun::{Class, Key, Tid, View, Writer, attr, method, random};
-use super::{LIFETIME, MAPPING, PERMISSION, Permission, REFUSED, State, Turn, TurnEvent};
+use super::{BATCH, LIFETIME, MAPPING, PERMISSION, Permission, REFUSED, State, Turn, TurnEvent};
 
 /// Nonces may go stale in a row this often before it counts as a refusal.
 const MAX_STALE: u8 = 4;
 /// UDP, in REQUESTED-TRANSPORT.
 const UDP: u32 = 17 << 24;
+/// An allocation in doubt is asked after this often.
+const DOUBT: Duration = Duration::from_secs(1);
+/// Lifetimes that are believed, seconds: others are a server's mistake.
+const LIFETIMES: (u32, u32) = (60, 3600);
 /// Longest nonce and realm (RFC 8489, sections 14.9 and 14.10: 763 bytes).
 const MAX_TEXT: usize = 763;
 
@@ -100,13 +104,15 @@ impl Turn {
             if r.at > now {
                 return true;
             }
-            let Some(pause) = RETRIES.get(r.tries) else {
+            let pause = RETRIES.get(r.tries).copied();
+            if pause.is_none() {
                 silent.push(r.kind.clone());
-                return false;
-            };
+            }
+            // Silence says nothing of an allocation: it is asked after until there is an answer or its life is over.
+            let Some(pause) = pause.or((r.kind == Kind::Refresh).then_some(DOUBT)) else { return false };
             out.push(Transmit { path: Path::Direct(self.server), bytes: r.bytes.clone() });
-            r.tries += 1;
-            r.at = now + *pause;
+            r.tries = r.tries.saturating_add(1);
+            r.at = now + pause;
             true
         });
         for kind in silent {
@@ -120,14 +126,33 @@ impl Turn {
         }
         match kind {
             Kind::Release if self.state != State::Allocating => {}
-            Kind::Allocate | Kind::Refresh | Kind::Release => {
+            Kind::Allocate | Kind::Release => {
                 let pause = self.failure_pause();
                 self.down("it does not answer".into(), pause, now);
             }
+            Kind::Refresh => self.doubt("it does not answer"),
             Kind::Binding => {}
-            Kind::Permission(ips) => self.denied(&ips, now),
+            Kind::Permission(ips) => {
+                for ip in ips {
+                    self.permissions.remove(&ip);
+                    self.events.push(TurnEvent::Permitted(ip, false));
+                }
+            }
             Kind::Bind(peer) => self.bind_failed(peer, "the server does not answer".into(), now),
         }
+    }
+
+    /// Whether the allocation is still there is not known; it is used as before.
+    pub(super) fn doubt(&mut self, why: &str) {
+        if self.error.is_none() {
+            self.error = Some(format!("TURN server {}: {why}", self.server));
+            self.events.push(TurnEvent::Doubtful);
+        }
+    }
+
+    fn lives_until(&mut self, v: &View<'_>, now: Instant) {
+        let seconds = v.u32(attr::LIFETIME).unwrap_or(LIFETIME).clamp(LIFETIMES.0, LIFETIMES.1);
+        self.expires_at = now + Duration::from_secs(seconds.into());
     }
 
     fn denied(&mut self, ips: &[IpAddr], now: Instant) {
@@ -155,6 +180,10 @@ impl Turn {
     }
 
     fn succeeded(&mut self, kind: Kind, v: &View<'_>, now: Instant, out: &mut Vec<Transmit>) {
+        if matches!(kind, Kind::Refresh | Kind::Permission(_) | Kind::Bind(_)) {
+            // Not by Allocate: a server may allocate again and again and then know nothing of it.
+            self.failures = 0;
+        }
         match kind {
             Kind::Allocate => {
                 let Some(relayed) = v.xor_address(attr::XOR_RELAYED_ADDRESS) else {
@@ -165,14 +194,15 @@ impl Turn {
                 if let Some(mapped) = v.mapped() {
                     self.saw_mapped(mapped);
                 }
-                self.failures = 0;
+                self.lives_until(v, now);
                 self.error = None;
                 self.state = State::Ready { watch_at: now + self.watch_interval() };
                 self.mapping_at = now + MAPPING;
                 self.events.push(TurnEvent::Up);
             }
             Kind::Refresh => {
-                if std::mem::replace(&mut self.in_doubt, false) {
+                self.lives_until(v, now);
+                if std::mem::replace(&mut self.in_doubt, false) | self.error.take().is_some() {
                     self.events.push(TurnEvent::Confirmed);
                 }
             }
@@ -182,6 +212,7 @@ impl Turn {
                 }
             }
             Kind::Permission(ips) => {
+                self.batch = (self.batch * 2).min(BATCH);
                 for ip in ips {
                     self.permissions.insert(ip, Permission::Granted(now + PERMISSION));
                     self.events.push(TurnEvent::Permitted(ip, true));
@@ -221,17 +252,26 @@ impl Turn {
                 let pause = self.failure_pause().max(if code == 437 { Duration::ZERO } else { REFUSED / 3 });
                 self.down(text, pause, now);
             }
-            (Kind::Refresh, _) | (Kind::Permission(_) | Kind::Bind(_), 401 | 437 | 441) => {
-                // Most likely the server was restarted: a new allocation is a matter of two round trips.
-                let pause = if self.failures == 0 { Duration::ZERO } else { self.failure_pause() };
-                self.failures += 1;
+            (Kind::Refresh | Kind::Permission(_) | Kind::Bind(_), 401 | 437 | 441) | (Kind::Refresh, 403) => {
+                // Most likely the server was restarted: a new allocation is a matter of two round trips. If that is
+                // refused the same way, it was not.
+                let first = self.failures == 0;
+                let pause = self.failure_pause();
+                let pause = if first { Duration::ZERO } else { pause };
                 self.down(format!("the allocation is gone ({text})"), pause, now);
+            }
+            (Kind::Refresh, _) => {
+                self.doubt(&text);
+                if let State::Ready { watch_at } = &mut self.state {
+                    *watch_at = now + DOUBT;
+                }
             }
             (Kind::Release, _) => {
                 if self.state == State::Allocating {
                     self.start(Kind::Allocate, now, out);
                 }
             }
+            (Kind::Permission(ips), 508) => self.full(ips, &text, now),
             (Kind::Permission(ips), _) if ips.len() > 1 => {
                 // One of them is refused: find out which.
                 for ip in ips {
@@ -241,6 +281,24 @@ impl Turn {
             (Kind::Permission(ips), _) => self.denied(&ips, now),
             (Kind::Bind(peer), _) => self.bind_failed(peer, text, now),
             (Kind::Binding, _) => {}
+        }
+    }
+
+    /// The server permits no more, or not as many at once: fewer are asked for, and after one alone none for a while.
+    fn full(&mut self, mut ips: Vec<IpAddr>, text: &str, now: Instant) {
+        self.batch = (ips.len() / 2).max(1);
+        if ips.len() > 1 {
+            ips.append(&mut self.wanted);
+            self.wanted = ips;
+            return;
+        }
+        let why = format!("TURN server {}: {text}: it permits no more addresses for now", self.server);
+        tracing::warn!("{why}");
+        self.full = Some((now + super::DENIED, why));
+        ips.append(&mut self.wanted);
+        for ip in ips {
+            self.permissions.remove(&ip);
+            self.events.push(TurnEvent::Permitted(ip, false));
         }
     }
 

@@ -8,6 +8,8 @@ use dataplane::{Path, Time};
 struct Alone {
     link: Link,
     now: Time,
+    /// It gets its turn when it asks for it.
+    turns: bool,
 }
 
 fn path(port: u16) -> Path {
@@ -18,7 +20,14 @@ impl Alone {
     fn new(proactive: bool) -> Self {
         let (our_jid, peer_jid) = ("a@x/1".to_owned(), "b@x/2".to_owned());
         let config = LinkConfig { proactive, idle_timeout: ms(60_000), our_jid, peer_jid };
-        Self { link: Link::new(config, 3), now: Time::ZERO + ms(500_000) }
+        Self { link: Link::new(config, 3), now: Time::ZERO + ms(500_000), turns: true }
+    }
+
+    /// The other end's link.
+    fn other(proactive: bool) -> Self {
+        let (our_jid, peer_jid) = ("b@x/2".to_owned(), "a@x/1".to_owned());
+        let config = LinkConfig { proactive, idle_timeout: ms(60_000), our_jid, peer_jid };
+        Self { link: Link::new(config, 4), ..Self::new(proactive) }
     }
 
     fn ready(proactive: bool) -> Self {
@@ -31,7 +40,14 @@ impl Alone {
     /// What it does about it, without [`Output::Changed`].
     fn put(&mut self, input: Input) -> Vec<Output> {
         self.link.handle(self.now, input);
+        if self.turn_at().is_some_and(|t| t <= self.now) {
+            self.link.handle(self.now, Input::Turn);
+        }
         self.outputs()
+    }
+
+    fn turn_at(&self) -> Option<Time> {
+        self.link.turn_at().filter(|_| self.turns)
     }
 
     fn outputs(&mut self) -> Vec<Output> {
@@ -41,11 +57,15 @@ impl Alone {
     fn wait(&mut self, n: u64) -> Vec<Output> {
         let end = self.now + ms(n);
         let mut all = Vec::new();
-        while let Some(t) = self.link.poll_timeout().filter(|t| *t <= end) {
+        let due = |a: &Self| a.link.poll_timeout().into_iter().chain(a.turn_at()).min();
+        while let Some(t) = due(self).filter(|t| *t <= end) {
             assert!(t >= self.now || self.now == end);
             self.now = self.now.max(t);
             self.link.handle_timeout(self.now);
             all.extend(self.outputs());
+            if self.turn_at().is_some_and(|t| t <= self.now) {
+                all.extend(self.put(Input::Turn));
+            }
         }
         self.now = end;
         all
@@ -90,6 +110,29 @@ fn nothing_starts_without_xmpp_or_peer_and_status_says_so() {
     let out = [a.put(Input::PeerOnline), a.wait(600)].concat();
     assert!(matches!(out.as_slice(), [Output::Start { role: Role::Controlling, .. }]), "{out:?}");
     assert_eq!(a.link.state(), State::Negotiating);
+}
+
+#[test]
+fn what_nobody_waits_for_waits_for_its_turn_and_the_larger_jid_lets_the_other_begin() {
+    let mut a = Alone::new(true);
+    a.turns = false;
+    let out = [a.put(Input::SignalingUp), a.put(Input::PeerOnline), a.wait(100_000)].concat();
+    assert_eq!((out, a.link.state()), (vec![], State::Idle));
+    assert!(a.link.why().contains("about to"), "{}", a.link.why());
+    let out = a.put(Input::Turn);
+    assert!(matches!(out.as_slice(), [Output::Start { .. }]), "{out:?}");
+    assert_eq!(a.link.turn_at(), None);
+
+    let mut b = Alone::other(true);
+    let out = [b.put(Input::SignalingUp), b.put(Input::PeerOnline), b.wait(1_900)].concat();
+    assert_eq!(out, []);
+    let out = b.wait(700);
+    assert!(matches!(out.as_slice(), [Output::Start { .. }]), "{out:?}");
+    // A packet cedes to nobody.
+    let mut b = Alone::other(true);
+    b.turns = false;
+    let out = [b.put(Input::SignalingUp), b.put(Input::PeerOnline), b.put(Input::Wanted), b.wait(600)].concat();
+    assert!(matches!(out.as_slice(), [Output::Start { .. }]), "{out:?}");
 }
 
 #[test]
@@ -175,6 +218,27 @@ fn failures_back_off_and_good_news_end_that() {
     assert!(a.link.why().contains("did not answer"), "{}", a.link.why());
     let out = a.put(Input::PeerOnline);
     assert!(matches!(out.as_slice(), [Output::Start { .. }]), "{out:?}");
+}
+
+#[test]
+fn a_path_that_needs_no_proof_is_probed_once_a_minute_for_its_round_trip() {
+    let (mut a, _) = Alone::up(false);
+    let mut probes = 0;
+    for _ in 0..300 {
+        let out = [a.put(Input::Heard), a.wait(1_000), a.data()].concat();
+        if out.contains(&Output::Probe) {
+            probes += 1;
+            a.wait(3);
+            a.put(Input::ProbeAnswered { rtt: ms(3) });
+        }
+    }
+    assert!((4..=6).contains(&probes), "{probes} in five minutes");
+    let (mut a, _) = Alone::up(false);
+    let probes = |out: Vec<Output>| out.iter().filter(|o| **o == Output::Probe).count();
+    assert_eq!(probes(a.wait(13_200)), 1, "a quiet path is asked");
+    a.put(Input::ProbeAnswered { rtt: ms(3) });
+    let heard: usize = (0..5).map(|_| probes([a.wait(10_000), a.put(Input::Heard)].concat())).sum();
+    assert_eq!(heard, 0);
 }
 
 #[test]

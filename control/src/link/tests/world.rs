@@ -101,6 +101,11 @@ impl End {
         }
     }
 
+    /// When the link wants something, if only its turn: here it always gets it.
+    fn next_due(&self) -> Option<Time> {
+        self.link.poll_timeout().into_iter().chain(self.link.turn_at()).min()
+    }
+
     pub(super) fn count(&self, from: Time, f: impl Fn(&Output) -> bool) -> usize {
         self.log.iter().filter(|(at, o)| *at >= from && f(o)).count()
     }
@@ -167,7 +172,7 @@ impl World {
             if f(self) {
                 return Some(self.now.since(start));
             }
-            let timer = self.ends.iter().filter_map(|e| e.link.poll_timeout()).min().unwrap_or(Time::MAX);
+            let timer = self.ends.iter().filter_map(|e| e.next_due()).min().unwrap_or(Time::MAX);
             let event = self.events.peek().map_or(Time::MAX, |e| e.0.0);
             let next = timer.min(event);
             if next > end {
@@ -184,6 +189,9 @@ impl World {
                 for i in 0..2 {
                     self.ends[i].link.handle_timeout(self.now);
                     self.carry_out(i, 0);
+                    if self.ends[i].link.turn_at().is_some_and(|t| t <= self.now) {
+                        self.input(i, Input::Turn);
+                    }
                 }
             }
         }
@@ -225,7 +233,7 @@ impl World {
         if end.link.state() != State::Idle {
             let soon = self.now + ms(80_000);
             assert!(
-                timeout.is_some_and(|t| t <= soon),
+                end.next_due().is_some_and(|t| t <= soon),
                 "nothing gets it out of {:?}: {:?}",
                 end.link.state(),
                 end.link

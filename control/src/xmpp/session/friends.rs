@@ -49,7 +49,7 @@ impl Session {
             _ if self.groups.social.is_empty() => unfit("this node has no network of kind social"),
             Ok(jid) if jid == self.account => unfit("that is this node's own account: its devices meet without that"),
             Ok(jid) if jid.node().is_none() => unfit(format!("{jid} is no account: write it as bob@example.org")),
-            Ok(_) if !self.members.is_settled() => unfit("the server has not told yet who is a friend: try again"),
+            Ok(_) if !self.members.is_settled() => Err(FriendError::Unsettled),
             Ok(_) if self.pending.len() >= MAX_PENDING => unfit("too much is going on: try again"),
             Ok(jid) => match what {
                 Befriend::Add => self.add_friend(&jid),

@@ -115,6 +115,11 @@ impl Members {
         self.networks.insert(room_network(room), Some(members));
     }
 
+    /// The members of a room are not known now: those that were told stay.
+    pub(super) fn room_unknown(&mut self, room: &BareJid) {
+        self.networks.insert(room_network(room), None);
+    }
+
     /// Every network whose members are not as told before, in this connection.
     pub(super) fn changes(&mut self) -> Vec<(String, BTreeSet<String>)> {
         let mut changes = Vec::new();

@@ -52,6 +52,7 @@ enum Purpose {
     Pep(pep::Step),
     Items(BareJid),
     Affiliations(BareJid, &'static str),
+    Room(BareJid),
     Signal(oneshot::Sender<Result<(), SignalError>>),
     Services(oneshot::Sender<Result<Vec<ExternalService>, SignalError>>),
     Ping,
@@ -298,8 +299,7 @@ impl Session {
     /// Leaves rooms, and then all.
     pub(super) fn goodbye(&mut self) {
         for room in self.rooms.keys() {
-            let to = format!("{room}/{}", self.me.resource());
-            self.out.push(element("presence", CLIENT).with("type", "unavailable").with("to", to));
+            self.out.push(element("presence", CLIENT).with("type", "unavailable").with("to", self.room_address(room)));
         }
         self.out.push(element("presence", CLIENT).with("type", "unavailable"));
     }

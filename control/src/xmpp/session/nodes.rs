@@ -105,14 +105,10 @@ impl Nodes {
         self.descriptors.remove(node).and_then(|e| e.told).map(|_| gone(node))
     }
 
-    /// These are all the descriptors that an account keeps.
-    pub(super) fn only(&mut self, account: &BareJid, devices: &BTreeSet<String>) -> Vec<Event> {
-        let over: Vec<Node> = self
-            .descriptors
-            .iter()
-            .filter(|((a, device), e)| a == account && e.kept && !devices.contains(device))
-            .map(|(n, _)| n.clone())
-            .collect();
+    /// An account keeps no descriptors any more.
+    pub(super) fn withdrew_all(&mut self, account: &BareJid) -> Vec<Event> {
+        let kept = self.descriptors.iter().filter(|((a, _), e)| a == account && e.kept);
+        let over: Vec<Node> = kept.map(|(n, _)| n.clone()).collect();
         over.iter().filter_map(|n| self.withdrew(n)).collect()
     }
 

@@ -196,7 +196,7 @@ impl Session {
                     self.items(account, part, ns::PUBSUB_EVENT, now);
                 }
                 "purge" | "delete" => {
-                    let events = self.nodes.only(account, &BTreeSet::new());
+                    let events = self.nodes.withdrew_all(account);
                     self.events.extend(events);
                 }
                 _ => {}

@@ -47,6 +47,7 @@ impl Session {
             Purpose::Pep(_) | Purpose::Ping => {}
             Purpose::Items(account) => self.fetched(&account, Some(e), now),
             Purpose::Affiliations(room, affiliation) => self.affiliations(&room, affiliation, e, now),
+            Purpose::Room(room) => self.room_info(&room, e, now),
             Purpose::Signal(answer) => drop(answer.send(if error { Err(reply::signal_error(e)) } else { Ok(()) })),
             Purpose::Services(answer) => {
                 let list = e.children().next().map(services::read);
@@ -72,8 +73,8 @@ impl Session {
             Purpose::Items(account) => self.fetched(&account, None, now),
             Purpose::Signal(answer) => drop(answer.send(Err(SignalError::Timeout))),
             Purpose::Services(answer) => drop(answer.send(Err(SignalError::Timeout))),
-            // The stream itself notices a server that is gone.
-            Purpose::Affiliations(..) | Purpose::Ping => {}
+            // The stream itself notices a server that is gone; a room is asked again by its timer.
+            Purpose::Affiliations(..) | Purpose::Room(_) | Purpose::Ping => {}
         }
     }
 

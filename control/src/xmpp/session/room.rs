@@ -1,7 +1,11 @@
 //! Members-only rooms (XEP-0045) as groups: who has an affiliation is a member, who is inside is there.
 //!
-//! A room says who its occupants really are (it must be non-anonymous), and carries our descriptor in presence. The
-//! member lists, where we may see them, also name those who are not inside.
+//! A room says who its occupants really are (it must be non-anonymous), and carries our descriptor in presence. So it is
+//! looked at before we enter: one that is open would show us to everybody, and one that does not exist would be made by
+//! whoever enters first. The member lists, where we may see them, also name those who are not inside.
+//!
+//! Being outside says nothing about who the members are: rooms go and come back with their server. Only a room that tells
+//! us that we are no member any more has none for us.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -23,6 +27,12 @@ const MUC_ADMIN: &str = "http://jabber.org/protocol/muc#admin";
 const LOOK_AGAIN: Duration = Duration::from_secs(120);
 /// After a hint that they changed.
 const LOOK_SOON: Duration = Duration::from_millis(100);
+/// Features that a room must have (XEP-0045, section 6.4).
+const NEEDED: [(&str, &str); 2] = [("muc_membersonly", "members-only"), ("muc_nonanonymous", "non-anonymous")];
+/// We were banned, or are no member any more (XEP-0045, section 15.6.2).
+const PUT_OUT: [&str; 3] = ["301", "321", "322"];
+/// The room was made just now, by our entering it.
+const CREATED: &str = "201";
 /// Our own ghost, from a connection that the server has not given up yet, may have our nickname.
 const GHOST: Duration = Duration::from_secs(3);
 
@@ -32,6 +42,8 @@ pub(super) struct Room {
     joined: bool,
     /// How often we were kept or put out, in a row.
     tries: u32,
+    /// How often somebody else had our nickname.
+    conflicts: u32,
     /// By nickname.
     occupants: BTreeMap<String, Occupant>,
     /// By affiliation, where the room lets us see it.
@@ -51,8 +63,30 @@ impl Room {
 }
 
 impl Session {
+    /// Looks at a room, to enter it if it is one of ours to enter.
     pub(super) fn join(&mut self, room: &BareJid, now: Instant) {
         // Until the answer: a join without one is tried again.
+        self.timers.insert(Timer::Join(room.clone()), now + RETRY);
+        let question = element("query", ns::DISCO_INFO);
+        self.ask("get", Some(Jid::from(room.clone())), question, Purpose::Room(room.clone()), now);
+    }
+
+    /// What a room says of itself.
+    pub(super) fn room_info(&mut self, room: &BareJid, iq: &Element, now: Instant) {
+        let again = self.again_after(self.room_tries(room));
+        let Some(query) = iq.get_child("query", ns::DISCO_INFO).filter(|_| iq.attr("type") == Some("result")) else {
+            return self.left(room, reply::condition(iq), false, again, now);
+        };
+        let has = |feature: &str| children(query, "feature", ns::DISCO_INFO).any(|f| f.attr("var") == Some(feature));
+        let lacks: Vec<&str> = NEEDED.iter().filter(|(f, _)| !has(f)).map(|(_, name)| *name).collect();
+        if !lacks.is_empty() {
+            let why = format!("it is not {}: make it so, or nobody is kept out", lacks.join(" and not "));
+            return self.left(room, &why, true, RETRY, now);
+        }
+        self.enter(room, now);
+    }
+
+    fn enter(&mut self, room: &BareJid, now: Instant) {
         self.timers.insert(Timer::Join(room.clone()), now + RETRY);
         let history = element("history", ns::MUC).with("maxstanzas", "0");
         let join = self.room_presence_out(room).child(element("x", ns::MUC).child(history));
@@ -71,28 +105,56 @@ impl Session {
         self.rooms.get(room).map_or(0, |r| r.tries)
     }
 
+    /// Who we are does not hang on the nickname: whoever else takes ours shall not keep us out.
+    fn nickname(&self, room: &BareJid) -> String {
+        match self.rooms.get(room).map_or(0, |r| r.conflicts) {
+            0 => self.me.resource().to_string(),
+            n => format!("{}-{n}", self.me.resource()),
+        }
+    }
+
+    pub(super) fn room_address(&self, room: &BareJid) -> String {
+        format!("{room}/{}", self.nickname(room))
+    }
+
     fn room_presence_out(&self, room: &BareJid) -> Element {
-        let to = format!("{room}/{}", self.me.resource());
-        let presence = element("presence", CLIENT).with("to", to).child(caps::presence());
+        let presence = element("presence", CLIENT).with("to", self.room_address(room)).child(caps::presence());
         self.descriptor.iter().map(|d| self.descriptor_out(d)).fold(presence, Element::child)
     }
 
     pub(super) fn room_presence(&mut self, room: &BareJid, e: &Element, from: &Jid, now: Instant) {
-        let me = self.me.resource().as_str();
+        let me = self.nickname(room);
         let nick = from.resource().map(|r| r.as_str().to_owned()).unwrap_or_default();
         let x = e.get_child("x", ns::MUC_USER);
-        let own = x.is_some_and(|x| children(x, "status", ns::MUC_USER).any(|s| s.attr("code") == Some("110")));
+        let has =
+            |code: &str| x.is_some_and(|x| children(x, "status", ns::MUC_USER).any(|s| s.attr("code") == Some(code)));
+        let own = has("110");
         match e.attr("type") {
+            None if own && has(CREATED) => {
+                // Between the look and the entrance it was gone. Who comes into a room of ours is nobody's member.
+                let leave = element("presence", CLIENT).with("type", "unavailable").with("to", self.room_address(room));
+                self.out.push(leave);
+                self.left(room, "it did not exist", false, RETRY, now);
+            }
             None => self.occupant(room, &nick, x, own, e, now),
             Some("unavailable") if own || nick == me => {
                 let wait = self.again_after(self.room_tries(room));
-                self.left(room, "we were put out of it", wait, now);
+                if PUT_OUT.iter().any(|code| has(code)) {
+                    self.left(room, "we are no member of it any more", true, wait, now);
+                } else {
+                    self.left(room, "we were put out of it", false, wait, now);
+                }
             }
             Some("unavailable") => self.occupant_left(room, &nick, x, now),
             Some("error") if nick == me || nick.is_empty() => {
                 let condition = reply::condition(e).to_owned();
-                let wait = if condition == "conflict" { GHOST } else { self.again_after(self.room_tries(room)) };
-                self.left(room, &condition, wait, now);
+                let conflict = condition == "conflict";
+                let wait = if conflict { GHOST } else { self.again_after(self.room_tries(room)) };
+                let out = ["forbidden", "registration-required", "not-allowed"].contains(&condition.as_str());
+                self.left(room, &condition, out, wait, now);
+                if conflict && let Some(state) = self.rooms.get_mut(room) {
+                    state.conflicts += 1;
+                }
             }
             _ => {}
         }
@@ -101,7 +163,7 @@ impl Session {
     fn occupant(&mut self, room: &BareJid, nick: &str, x: Option<&Element>, own: bool, e: &Element, now: Instant) {
         if own && let Some(state) = self.rooms.get_mut(room) {
             if !state.joined {
-                state.joined = true;
+                (state.joined, state.tries) = (true, 0);
                 self.timers.remove(&Timer::Join(room.clone()));
                 self.ask_affiliations(room, now);
                 // Also if nobody else is inside and the lists are not for us: then we know that.
@@ -159,17 +221,22 @@ impl Session {
         self.room_changed(room);
     }
 
-    /// We are not inside (any more): nothing that it said before holds.
-    fn left(&mut self, room: &BareJid, why: &str, wait: Duration, now: Instant) {
+    /// We are not inside (any more): who else is there is not known. `out`: and it has no members for us.
+    fn left(&mut self, room: &BareJid, why: &str, out: bool, wait: Duration, now: Instant) {
         tracing::warn!("not in room {room} ({why}): trying again in {wait:?}");
         if let Some(state) = self.rooms.get_mut(room) {
-            *state = Room { tries: state.tries.saturating_add(1), ..Room::default() };
+            let (tries, conflicts) = (state.tries.saturating_add(1), state.conflicts);
+            *state = Room { tries, conflicts, ..Room::default() };
         }
         self.timers.remove(&Timer::Affiliations(room.clone()));
         self.timers.insert(Timer::Join(room.clone()), now + wait);
         let events = self.nodes.lost(&Some(room.clone()));
         self.events.extend(events);
-        self.room_changed(room);
+        if out {
+            self.room_changed(room);
+        } else {
+            self.members.room_unknown(room);
+        }
     }
 
     fn room_changed(&mut self, room: &BareJid) {

@@ -334,6 +334,118 @@ fn a_room_that_hides_who_is_inside_has_no_members() {
     assert!(t.session.deadline().is_some_and(|d| d <= t.now + RETRY), "never joined again");
 }
 
+impl Talk {
+    /// Has the room's answer to the look at it that is under way.
+    fn room_says(&mut self, kind: &str, answer: &str) {
+        let asked = |p: &Pending| matches!(&p.purpose, Purpose::Room(r) if r.as_str() == ROOM);
+        let id = *self.session.pending.iter().find(|(_, p)| asked(p)).expect("a question").0;
+        self.hear(&format!("<iq type='{kind}' id='{id}' from='{ROOM}'>{answer}</iq>"));
+    }
+
+    fn features(&mut self, list: &[&str]) {
+        let list: String = list.iter().map(|f| format!("<feature var='{f}'/>")).collect();
+        self.room_says("result", &format!("<query xmlns='{}'>{list}</query>", ns::DISCO_INFO));
+    }
+
+    fn has_entered(&mut self) -> bool {
+        self.said().iter().any(|s| s.starts_with("<presence") && s.contains(ROOM) && !s.contains("unavailable"))
+    }
+
+    /// In the room, with `v@x.test` as a member.
+    fn in_a_room() -> Self {
+        let mut t = Self::new();
+        t.features(&["muc_membersonly", "muc_nonanonymous"]);
+        assert!(t.has_entered());
+        let x = |item: &str| format!("<x xmlns='{}'>{item}</x>", ns::MUC_USER);
+        let v = x("<item affiliation='member' jid='v@x.test/ipop-v'/>");
+        t.hear(&format!("<presence from='{ROOM}/ipop-v'>{v}</presence>"));
+        let me = x("<item affiliation='member' jid='me@x.test/ipop-me'/><status code='110'/>");
+        t.hear(&format!("<presence from='{ROOM}/ipop-me'>{me}</presence>"));
+        assert_eq!(t.room_members(), Some(["v@x.test".to_owned()].into()));
+        t
+    }
+
+    /// What was told last.
+    fn room_members(&mut self) -> Option<BTreeSet<String>> {
+        let of_room = |e| match e {
+            Event::Members { network, accounts } if network.starts_with("muc:") => Some(accounts),
+            _ => None,
+        };
+        self.events().into_iter().filter_map(of_room).next_back()
+    }
+
+    fn put_out(&mut self, codes: &[&str]) {
+        let codes: String = codes.iter().map(|c| format!("<status code='{c}'/>")).collect();
+        let x = format!("<x xmlns='{}'><item affiliation='none'/>{codes}</x>", ns::MUC_USER);
+        self.hear(&format!("<presence from='{ROOM}/ipop-me' type='unavailable'>{x}</presence>"));
+    }
+}
+
+#[test]
+fn a_room_is_entered_only_if_it_keeps_strangers_out() {
+    for features in [&["muc_membersonly"][..], &["muc_nonanonymous"], &[], &["muc_membersonly", "muc_semianonymous"]] {
+        let mut t = Talk::new();
+        t.features(features);
+        assert!(!t.has_entered(), "{features:?}");
+        assert_eq!(t.room_members(), Some(BTreeSet::new()));
+        assert!(t.session.timers.contains_key(&Timer::Join(BareJid::new(ROOM).unwrap())), "not looked at again");
+    }
+    // One that is not there would be made by entering it.
+    let mut t = Talk::new();
+    t.room_says("error", "<error type='cancel'><item-not-found xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error>");
+    assert!(!t.has_entered());
+    // It was gone after all.
+    let mut t = Talk::new();
+    t.features(&["muc_membersonly", "muc_nonanonymous"]);
+    t.said();
+    let x =
+        format!("<x xmlns='{}'><item affiliation='owner'/><status code='110'/><status code='201'/></x>", ns::MUC_USER);
+    t.hear(&format!("<presence from='{ROOM}/ipop-me'>{x}</presence>"));
+    assert!(t.said().iter().any(|s| s.contains("unavailable") && s.contains(ROOM)));
+}
+
+#[test]
+fn a_room_that_goes_away_takes_no_members_along_and_one_that_puts_us_out_does() {
+    for codes in [&["110", "332"][..], &["110"], &[], &["110", "307"]] {
+        let mut t = Talk::in_a_room();
+        t.put_out(codes);
+        assert_eq!(t.room_members(), None, "{codes:?}");
+    }
+    for code in PUT_OUT_CODES {
+        let mut t = Talk::in_a_room();
+        t.put_out(&["110", code]);
+        assert_eq!(t.room_members(), Some(BTreeSet::new()), "{code}");
+    }
+    for (condition, out) in
+        [("service-unavailable", false), ("remote-server-timeout", false), ("conflict", false), ("forbidden", true)]
+    {
+        let mut t = Talk::in_a_room();
+        t.hear(&format!(
+            "<presence from='{ROOM}/ipop-me' type='error'><error type='cancel'>\
+             <{condition} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></presence>"
+        ));
+        assert_eq!(t.room_members(), out.then(BTreeSet::new), "{condition}");
+    }
+}
+
+const PUT_OUT_CODES: [&str; 3] = ["301", "321", "322"];
+
+#[test]
+fn whoever_takes_our_nickname_does_not_keep_us_out() {
+    let mut t = Talk::new();
+    t.features(&["muc_membersonly", "muc_nonanonymous"]);
+    t.said();
+    t.hear(&format!(
+        "<presence from='{ROOM}/ipop-me' type='error'><error type='cancel'>\
+         <conflict xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></presence>"
+    ));
+    t.now += Duration::from_secs(4);
+    t.session.timeout(t.now);
+    t.features(&["muc_membersonly", "muc_nonanonymous"]);
+    let said = t.said();
+    assert!(said.iter().any(|s| s.starts_with("<presence") && s.contains(&format!("{ROOM}/ipop-me-1"))), "{said:?}");
+}
+
 proptest::proptest! {
     #[test]
     fn no_stanza_panics(

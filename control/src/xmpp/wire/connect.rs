@@ -5,12 +5,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, SinkExt, StreamExt};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sasl::common::{ChannelBinding, Credentials};
@@ -18,7 +21,7 @@ use tokio::io::BufStream;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_xmpp::connect::{AsyncReadAndWrite, DnsConfig};
+use tokio_xmpp::connect::AsyncReadAndWrite;
 use tokio_xmpp::error::AuthError;
 use tokio_xmpp::jid::{BareJid, FullJid};
 use tokio_xmpp::parsers::sasl::DefinedCondition;
@@ -28,6 +31,7 @@ use tokio_xmpp::xmlstream::{
 };
 use zeroize::Zeroizing;
 
+use super::locate::{DNS_LIMIT, Located, Place, locate};
 use super::{Incoming, Wire};
 use crate::config::XmppConfig;
 use crate::xmpp::xml::{Build, CLIENT, element};
@@ -40,9 +44,18 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 const LOGIN_LIMIT: Duration = Duration::from_secs(20);
 /// For one address of a server.
 const TCP_LIMIT: Duration = Duration::from_secs(6);
+/// For one server to talk, once it is connected: with both limits of DNS still within [`LOGIN_LIMIT`].
+const PLACE_LIMIT: Duration = Duration::from_secs(6);
+/// The next server of a domain gets its chance so soon: a lost packet is sent again after a second.
+const PLACE_STAGGER: Duration = Duration::from_millis(1500);
+/// The next address of a server gets its chance so soon (RFC 8305, section 5).
+const ADDRESS_STAGGER: Duration = Duration::from_millis(250);
+/// Of one server.
+const MAX_ADDRESSES: usize = 16;
+/// So many servers of a domain are named in an error.
+const TOLD: usize = 4;
 /// PLAIN shows the password to a server that is not the right one, ANONYMOUS is no account.
 const MECHANISMS: [&str; 2] = ["SCRAM-SHA-256", "SCRAM-SHA-1"];
-const PORT: u16 = 5222;
 
 /// Why there is no stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,11 +95,7 @@ pub(in crate::xmpp) async fn connect(target: &Target) -> Step<(Wire, FullJid)> {
 }
 
 async fn login(target: &Target) -> Step<(Wire, FullJid)> {
-    let pending = match &target.account.server {
-        Some((host, port)) if target.account.direct_tls => direct(target, given(host, *port).await?).await?,
-        Some((host, port)) => start_tls(target, given(host, *port).await?).await?,
-        None => by_name(target).await?,
-    };
+    let pending = reach(target).await?;
     let (features, stream) =
         pending.recv_features::<FallibleStreamElement>().await.map_err(|e| stream_error(e.into()))?;
     let offered = features.sasl_mechanisms;
@@ -120,39 +129,97 @@ fn sasl_credentials(user: String, password: &Zeroizing<String>) -> Credentials {
         .with_channel_binding(ChannelBinding::None)
 }
 
-/// A server that the configuration names.
-async fn given(host: &str, port: u16) -> Step<TcpStream> {
-    let (name, what) = (host.to_owned(), format!("{host}:{port}"));
-    let look_up = tokio::task::spawn_blocking(move || (name.as_str(), port).to_socket_addrs());
-    let addresses = look_up.await.map_err(|e| io::Error::other(e.to_string())).and_then(|a| a);
-    let addresses = addresses.map_err(|e| ConnectError::Unreachable(format!("{what}: {e}")))?;
-    let mut last = "it has no address".to_owned();
-    for a in addresses {
-        match tokio::time::timeout(TCP_LIMIT, TcpStream::connect(a)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(e)) => last = e.to_string(),
-            Err(_) => last = format!("no answer within {TCP_LIMIT:?}"),
-        }
+/// To the server that the configuration names, or to one that DNS does, up to the features that it offers under TLS.
+async fn reach(target: &Target) -> Step<Pending> {
+    let direct_tls = target.account.direct_tls;
+    let domain = target.jid.domain().to_string();
+    let Located { places, doubt } = match target.account.server.clone() {
+        Some((host, port)) => Located { places: vec![Place { host, port, direct_tls }], doubt: None },
+        None => locate(&domain).await.map_err(ConnectError::Unusable)?,
+    };
+    let attempts: Vec<_> = places.iter().map(|p| open_place(target, p).boxed()).collect();
+    let failed = match first_of(attempts, PLACE_STAGGER).await {
+        Ok(pending) => return Ok(pending),
+        Err(failed) => failed,
+    };
+    let named = |(e, p): (&ConnectError, &Place)| format!("{p}: {e}");
+    let mut why = failed.iter().zip(&places).map(named).take(TOLD).collect::<Vec<_>>().join("; ");
+    if failed.len() > TOLD {
+        let _ = write!(why, "; and {} more", failed.len() - TOLD);
     }
-    Err(ConnectError::Unreachable(format!("{what}: {last}")))
+    if target.account.server.is_none() {
+        let doubt = doubt.map_or_else(String::new, |d| format!(" (SRV records: {d})"));
+        why = format!("no server found for {domain}{doubt}: {why}; set `server` if DNS does not name it");
+    }
+    Err(if failed.iter().any(|e| matches!(e, ConnectError::Refused(_))) {
+        ConnectError::Refused(why)
+    } else if failed.iter().any(|e| matches!(e, ConnectError::Unusable(_))) {
+        ConnectError::Unusable(why)
+    } else {
+        ConnectError::Unreachable(why)
+    })
 }
 
-/// SRV records of the domain (RFC 6120, section 3.2; XEP-0368), or its addresses.
-async fn by_name(target: &Target) -> Step<Pending> {
-    let domain = target.jid.domain().to_string();
-    let found = tokio::time::timeout(TCP_LIMIT, DnsConfig::srv(&domain, "_xmpp-client._tcp", PORT).resolve()).await;
-    let why = match found {
-        Ok(Ok(tcp)) => return start_tls(target, tcp).await,
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => format!("no answer within {TCP_LIMIT:?}"),
+/// One server. One that takes the connection and then says nothing is as dead as one that does not take it.
+async fn open_place(target: &Target, place: &Place) -> Step<Pending> {
+    let tcp = tcp(&place.host, place.port).await?;
+    let talk = async { if place.direct_tls { direct(target, tcp).await } else { start_tls(target, tcp).await } };
+    let limit = || ConnectError::Unreachable(format!("it says nothing for {} s", PLACE_LIMIT.as_secs()));
+    tokio::time::timeout(PLACE_LIMIT, talk).await.map_err(|_| limit())?
+}
+
+/// A connection to the first of its addresses that takes one.
+async fn tcp(host: &str, port: u16) -> Step<TcpStream> {
+    let name = host.to_owned();
+    // The system's resolver, for all that it knows beside DNS. It may wait longer than we do, on its own thread.
+    let look_up = tokio::task::spawn_blocking(move || (name.as_str(), port).to_socket_addrs());
+    let found = match tokio::time::timeout(DNS_LIMIT, look_up).await {
+        Ok(Ok(Ok(addresses))) => addresses,
+        Ok(Ok(Err(e))) => return Err(ConnectError::Unreachable(e.to_string())),
+        Ok(Err(e)) => return Err(ConnectError::Unreachable(e.to_string())),
+        Err(_) => {
+            let why = format!("its address is not known: no answer from DNS within {} s", DNS_LIMIT.as_secs());
+            return Err(ConnectError::Unreachable(why));
+        }
     };
-    let found = tokio::time::timeout(TCP_LIMIT, DnsConfig::srv_xmpps(&domain).resolve()).await;
-    if let Ok(Ok(tcp)) = found {
-        return direct(target, tcp).await;
+    let attempts: Vec<_> = found.take(MAX_ADDRESSES).map(|a| tcp_to(a).boxed()).collect();
+    let failed = match first_of(attempts, ADDRESS_STAGGER).await {
+        Ok(stream) => return Ok(stream),
+        Err(failed) => failed,
+    };
+    Err(failed.into_iter().next().unwrap_or_else(|| ConnectError::Unreachable("it has no address".into())))
+}
+
+async fn tcp_to(address: SocketAddr) -> Step<TcpStream> {
+    match tokio::time::timeout(TCP_LIMIT, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(e)) => Err(ConnectError::Unreachable(e.to_string())),
+        Err(_) => Err(ConnectError::Unreachable(format!("no answer within {} s", TCP_LIMIT.as_secs()))),
     }
-    Err(ConnectError::Unreachable(format!(
-        "no server found for {domain} ({why}): set `server` if DNS does not name it"
-    )))
+}
+
+/// Makes attempts in their order, the next one when one has failed or is slow. Gives what the first has that works, or
+/// the errors, in the order of the attempts.
+async fn first_of<T>(attempts: Vec<BoxFuture<'_, Step<T>>>, stagger: Duration) -> Result<T, Vec<ConnectError>> {
+    let mut waiting = attempts.into_iter().enumerate().peekable();
+    let mut running = FuturesUnordered::new();
+    let mut failed = Vec::new();
+    loop {
+        if let Some((n, attempt)) = waiting.next() {
+            running.push(async move { (n, attempt.await) });
+        }
+        let more = waiting.peek().is_some();
+        tokio::select! {
+            done = running.next() => match done {
+                Some((_, Ok(value))) => return Ok(value),
+                Some((n, Err(e))) => failed.push((n, e)),
+                None => break,
+            },
+            () = tokio::time::sleep(stagger), if more => {}
+        }
+    }
+    failed.sort_by_key(|(n, _)| *n);
+    Err(failed.into_iter().map(|(_, e)| e).collect())
 }
 
 type Pending = tokio_xmpp::xmlstream::PendingFeaturesRecv<Io>;
@@ -182,8 +249,8 @@ async fn direct(target: &Target, tcp: TcpStream) -> Step<Pending> {
     let domain = target.jid.domain().to_string();
     let name = ServerName::try_from(domain.clone())
         .map_err(|e| ConnectError::Refused(format!("{domain} cannot be the name in a certificate: {e}")))?;
-    let tls =
-        TlsConnector::from(Arc::clone(&target.tls)).connect(name, tcp).await.map_err(|e| tls_error(&domain, e))?;
+    let tls = TlsConnector::from(Arc::clone(&target.tls)).connect(name, tcp).await;
+    let tls = tls.map_err(|e| tls_error(&target.account, &domain, e))?;
     open(BufStream::new(tls), &target.jid).await
 }
 
@@ -261,11 +328,15 @@ fn login_error(e: tokio_xmpp::Error, jid: &BareJid) -> ConnectError {
     }
 }
 
-fn tls_error(domain: &str, e: io::Error) -> ConnectError {
+fn tls_error(account: &XmppConfig, domain: &str, e: io::Error) -> ConnectError {
+    let trusted = match account.ca_file {
+        Some(_) => "in ca_file",
+        None => "that this system trusts (set ca_file if it is a private one)",
+    };
     match e.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(why)) => ConnectError::Unusable(format!(
             "the server's certificate is not to be trusted ({why}): it must be for {domain} and signed by an authority \
-             in ca_file"
+             {trusted}"
         )),
         Some(why) => ConnectError::Unusable(format!("no TLS with the server of {domain}: {why}")),
         None => unreachable(e),

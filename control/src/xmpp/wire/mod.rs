@@ -13,6 +13,7 @@ use tokio_xmpp::xmlstream::{ReadError, XmlStream};
 
 mod bounded;
 mod connect;
+mod locate;
 mod tls;
 
 pub(super) use bounded::Incoming;

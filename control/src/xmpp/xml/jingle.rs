@@ -140,7 +140,10 @@ fn negotiation(e: &Element) -> Result<Negotiation, Malformed> {
     let t = transport(content)?;
     Ok(Negotiation {
         network: text_of(description, "network", MAX_NETWORK_NAME)?.to_owned(),
-        credentials: Credentials { ufrag: ice_word(t, "ufrag", &UFRAG)?, password: ice_word(t, "pwd", &PASSWORD)? },
+        credentials: Credentials {
+            ufrag: ice_word(t, "ufrag", &UFRAG)?,
+            password: ice_word(t, "pwd", &PASSWORD)?.into(),
+        },
         candidates: candidates(t)?,
     })
 }
@@ -232,7 +235,7 @@ mod tests {
         ("[a-zA-Z0-9+/]{4,40}", "[a-zA-Z0-9+/]{22,40}", prop::collection::vec(candidate_(), 0..=MAX_CANDIDATES))
             .prop_map(|(ufrag, password, candidates)| Negotiation {
                 network: "group:a & <b>".into(),
-                credentials: Credentials { ufrag, password },
+                credentials: Credentials { ufrag, password: password.into() },
                 candidates,
             })
     }

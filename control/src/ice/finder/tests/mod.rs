@@ -7,10 +7,11 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use self::world::{LATENCY, Nat, World};
+use self::world::{ECHO, LATENCY, Nat, World};
 use super::super::candidate::{Candidate, CandidateKind};
 use super::super::route::Route;
-use super::{Chosen, priority};
+use super::super::stun::View;
+use super::{Chosen, Taken, priority};
 
 /// Runs a negotiation and says how long it took.
 async fn timed(world: &World) -> ([Chosen; 2], Duration) {
@@ -24,8 +25,7 @@ fn is_direct(c: &Chosen) -> bool {
 }
 
 fn channels_in_use(world: &World, i: usize) -> usize {
-    let n = world.node(i);
-    n.bound.lock().expect("lock").len() - n.released.lock().expect("lock").len()
+    world.node(i).bound.lock().expect("lock").iter().filter(|uses| uses.count() > 0).count()
 }
 
 #[tokio::test(start_paused = true)]
@@ -47,6 +47,8 @@ async fn two_cone_nats_are_punched() {
     assert_eq!((a.local_kind, a.remote_kind), (CandidateKind::ServerReflexive, CandidateKind::ServerReflexive));
     assert!(took < Duration::from_millis(500), "{took:?}");
     assert_eq!((channels_in_use(&world, 0), channels_in_use(&world, 1)), (0, 0));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!([0, 1].iter().all(|i| world.node(*i).permitted.lock().expect("lock").is_empty()), "no relay was needed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,7 +77,9 @@ async fn where_nothing_direct_works_one_relay_is_taken() {
         let ([a, b], took) = timed(&world).await;
         assert!(a.route.is_relay() != b.route.is_relay(), "{nats:?} {relays:?}: {} {}", a.why, b.why);
         assert_eq!((a.channel.is_some(), b.channel.is_some()), (a.route.is_relay(), b.route.is_relay()));
-        assert!(took < Duration::from_millis(1200), "{nats:?} {relays:?}: {took:?}");
+        assert!(took < Duration::from_millis(850), "{nats:?} {relays:?}: {took:?}");
+        let wanted: Vec<usize> = [0, 1].map(|i| world.node(i).wanted.lock().expect("lock").len()).into();
+        assert_eq!(wanted, [1, 1]);
         let in_use = channels_in_use(&world, 0) + channels_in_use(&world, 1);
         assert_eq!(in_use, 1, "{nats:?} {relays:?}: a channel was not given back");
     }
@@ -171,10 +175,12 @@ async fn dropped_at_any_time_nothing_is_left() {
         tasks_end(base).await;
         world.node(0).hang_up();
         world.node(1).hang_up();
-        let taken = |o: Result<Result<Chosen, String>, _>| o.is_ok_and(|r| r.is_ok_and(|c| c.channel.is_some()));
-        let taken = [taken(outcomes.0.await), taken(outcomes.1.await)];
-        for i in [0, 1] {
-            assert_eq!(channels_in_use(&world, i), usize::from(taken[i]), "after {after} ms");
+        let outcomes = [outcomes.0.await, outcomes.1.await];
+        for (i, o) in outcomes.into_iter().enumerate() {
+            let taken = matches!(&o, Ok(Ok(c)) if c.channel.is_some());
+            assert_eq!(channels_in_use(&world, i), usize::from(taken), "after {after} ms");
+            drop(o);
+            assert_eq!(channels_in_use(&world, i), 0, "after {after} ms");
         }
     }
 }
@@ -185,8 +191,10 @@ async fn a_finished_one_ends_by_itself() {
     let world = World::new([Nat::None, Nat::None], [false, false]);
     timed(&world).await;
     tasks_end(base).await;
-    let late = world.node(0).with(|f| f.incoming(Route::Direct(world.node(1).mapped()), &[0; 20]));
-    assert_eq!(late, Some(false));
+    let bytes = request(0, "password-of-node-number-0");
+    let v = View::parse(&bytes).expect("a request");
+    let late = world.node(0).with(|f| f.incoming(Route::Direct(world.node(1).mapped()), &v));
+    assert_eq!(late, Some(Taken::No));
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,19 +202,18 @@ async fn floods_and_forgeries_change_nothing() {
     let world = World::new([Nat::Cone, Nat::Cone], [true, true]);
     let outcomes = (world.start(0), world.start(1));
     let n = world.node(0);
-    let taken = (0..1000u16)
-        .filter(|port| {
-            n.with(|f| f.incoming(Route::direct(([192, 0, 2, 7], *port).into()), &request(*port))) == Some(true)
-        })
-        .count();
-    assert!((1..=64).contains(&taken), "{taken} were kept");
+    let says = |route: Route, bytes: &[u8]| n.with(|f| f.incoming(route, &View::parse(bytes).expect("a request")));
+    for port in 0..1000u16 {
+        let forged = request(port, "a wrong password");
+        assert_eq!(says(Route::direct(([192, 0, 2, 7], port).into()), &forged), Some(Taken::Forged));
+    }
     world.signal(0, &n.candidates(), true);
     world.signal(1, &world.node(1).candidates(), true);
     let relay = n.relay.expect("has one").server;
     for port in 1000..1200 {
         let peer = ([192, 0, 2, 7], port).into();
-        n.with(|f| f.incoming(Route::Relay { server: relay, peer }, &request(port)));
-        n.with(|f| f.incoming(Route::Direct(peer), &request(port)));
+        says(Route::Relay { server: relay, peer }, &request(port, "a wrong password"));
+        says(Route::Direct(peer), &request(port, "a wrong password"));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let (a, b) = (outcomes.0.await.expect("outcome"), outcomes.1.await.expect("outcome"));
@@ -215,15 +222,72 @@ async fn floods_and_forgeries_change_nothing() {
     assert_eq!(to_forger, 0);
 }
 
-/// A check with our ufrag that somebody else has signed.
-fn request(number: u16) -> Vec<u8> {
+#[tokio::test(start_paused = true)]
+async fn a_way_through_the_tunnel_itself_is_none() {
+    let overlay: dataplane::table::Prefix = "172.16.10.0/24".parse().expect("prefix");
+    // Both know what is inside; one does, and the other tells it and sends there; nobody does.
+    for knows in [[true, true], [true, false], [false, true], [false, false]] {
+        let world = World::new([Nat::Symmetric, Nat::Symmetric], [true, true]);
+        let outcomes = (world.start(0), world.start(1));
+        for i in [0, 1].into_iter().filter(|i| knows[*i]) {
+            world.node(i).with(|f| f.set_overlay(&[overlay]));
+        }
+        for i in [0, 1] {
+            let mut candidates = world.node(i).candidates();
+            let inside =
+                Candidate { address: world.node(i).inside(), kind: CandidateKind::Host, ..candidates[0].clone() };
+            candidates.insert(0, inside);
+            world.signal(i, &candidates, true);
+        }
+        let (a, b) = (outcomes.0.await.expect("outcome"), outcomes.1.await.expect("outcome"));
+        let (a, b) = (a.expect("a path"), b.expect("a path"));
+        let loops = |c: &Chosen| overlay.contains(c.route.peer().ip());
+        let any = knows[0] || knows[1];
+        assert_eq!((loops(&a), loops(&b)), (!any, !any), "{knows:?}: {} {}", a.why, b.why);
+        for i in [0, 1].into_iter().filter(|i| knows[*i]) {
+            assert!(!world.node(i).sent.lock().expect("lock").iter().any(|r| overlay.contains(r.peer().ip())));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_floods_fills_its_queue_and_no_more() {
+    let world = World::new([Nat::Cone, Nat::Cone], [true, true]);
+    let _outcome = world.start(0);
+    let bytes = request(1, "password-of-node-number-0");
+    let v = View::parse(&bytes).expect("a request");
+    let says = |port: u16| world.node(0).with(|f| f.incoming(Route::direct(([192, 0, 2, 7], port).into()), &v));
+    let taken = (0..1000).filter(|port| says(*port) == Some(Taken::Yes)).count();
+    assert!((1..=64).contains(&taken), "{taken} were kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_the_peer_did_not_sign_is_none() {
+    // Only the side that decides has a relay.
+    let world = World::new([Nat::Symmetric, Nat::Symmetric], [true, false]);
+    let outcomes = (world.start(0), world.start(1));
+    let echo = |mut list: Vec<Candidate>| {
+        list.push(Candidate { address: ECHO, kind: CandidateKind::Host, ..list[0].clone() });
+        list
+    };
+    world.signal(0, &echo(world.node(0).candidates()), true);
+    world.signal(1, &echo(world.node(1).candidates()), true);
+    let a = outcomes.0.await.expect("outcome").expect("a relay, as nothing else works");
+    outcomes.1.await.expect("outcome").expect("a path");
+    assert!(!is_direct(&a), "{}", a.why);
+    assert!(world.node(0).sent.lock().expect("lock").contains(&Route::Direct(ECHO)), "it was tried");
+}
+
+/// A check with the ufrag of node 0.
+fn request(number: u16, password: &str) -> Vec<u8> {
     use stun_types::attribute::Username;
     use stun_types::message::{BINDING, Message, MessageWriteVec, ShortTermCredentials};
     use stun_types::message::{IntegrityAlgorithm, MessageWriteExt};
     use stun_types::prelude::MessageWrite;
     let mut m = Message::builder_request(BINDING, MessageWriteVec::new());
     m.add_attribute(&Username::new("frag0:frag1").expect("short")).expect("fits");
-    let key = ShortTermCredentials::new(format!("a wrong password, number {number}")).into();
+    m.add_attribute(&stun_types::attribute::Software::new(&number.to_string()).expect("short")).expect("fits");
+    let key = ShortTermCredentials::new(password.to_owned()).into();
     m.add_message_integrity(&key, IntegrityAlgorithm::Sha1).expect("fits");
     m.finish()
 }

@@ -1,15 +1,18 @@
 //! A network in memory: two nodes behind NATs, each perhaps with an allocation on a server of its own.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::super::super::candidate::{Candidate, CandidateKind, Credentials};
 use super::super::super::route::Route;
+use super::super::super::stun::{Class, View, Writer, attr, method};
+use super::super::super::turn::Uses;
 use super::super::{Chosen, Finder, Relay, Role, Wire, priority};
 
 /// One way through the network.
@@ -37,9 +40,10 @@ pub(super) struct Node {
     /// Mappings made (destination) and holes: own port, remote.
     mappings: Mutex<Vec<SocketAddr>>,
     holes: Mutex<HashSet<(u16, SocketAddr)>>,
-    permitted: Mutex<HashSet<IpAddr>>,
-    pub(super) bound: Mutex<Vec<u16>>,
-    pub(super) released: Mutex<Vec<u16>>,
+    pub(super) permitted: Mutex<HashSet<IpAddr>>,
+    /// When relays were wanted.
+    pub(super) wanted: Mutex<Vec<Instant>>,
+    pub(super) bound: Mutex<Vec<Uses>>,
     pub(super) sent: Mutex<Vec<Route>>,
     outcome: Mutex<Option<oneshot::Sender<Result<Chosen, String>>>>,
     world: Weak<World>,
@@ -53,6 +57,9 @@ pub(super) struct World {
     pub(super) refuse_channels: bool,
 }
 
+/// Answers every STUN request, as servers and meddling boxes do, and signs nothing.
+pub(super) const ECHO: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 99)), 3478);
+
 const BASE: u16 = 5000;
 
 impl Node {
@@ -62,6 +69,11 @@ impl Node {
 
     pub(super) fn private(&self) -> SocketAddr {
         SocketAddr::from(([10, 0, self.number, 2], BASE))
+    }
+
+    /// Its address in the tunnel, which leads to the other node.
+    pub(super) fn inside(&self) -> SocketAddr {
+        SocketAddr::from(([172, 16, 10, self.number], BASE))
     }
 
     /// What others see.
@@ -95,15 +107,25 @@ impl Node {
         }
     }
 
-    pub(super) fn with<R>(&self, f: impl FnOnce(&mut Finder) -> R) -> Option<R> {
+    pub(super) fn with<R>(self: &Arc<Self>, f: impl FnOnce(&mut Finder) -> R) -> Option<R> {
         let mut finder = self.finder.get()?.lock().expect("lock");
         let finder = finder.as_mut()?;
         let r = f(finder);
         for (server, ip) in finder.take_permits() {
-            self.permitted.lock().expect("lock").insert(ip);
-            finder.permitted(server, ip, true);
+            let node = self.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(LATENCY * 2).await;
+                node.permit(server, ip);
+            });
         }
         Some(r)
+    }
+
+    fn permit(&self, server: SocketAddr, ip: IpAddr) {
+        self.permitted.lock().expect("lock").insert(ip);
+        if let Some(f) = self.finder.get().expect("started").lock().expect("lock").as_mut() {
+            f.permitted(server, ip, true);
+        }
     }
 
     /// Nothing will be told any more: the finder is gone.
@@ -146,6 +168,7 @@ impl Wire for NodeWire {
         self.0.sent.lock().expect("lock").push(route);
         let Some(world) = self.0.world.upgrade() else { return };
         let (from, to) = match route {
+            Route::Direct(to) if world.nodes.iter().any(|n| n.inside() == to) => (self.0.inside(), to),
             Route::Direct(to) => (self.0.source(to), to),
             Route::Relay { server, peer } => {
                 let relay = self.0.relay.filter(|r| r.server == server).expect("a relay of ours");
@@ -157,7 +180,18 @@ impl Wire for NodeWire {
         tokio::spawn(async move {
             tokio::time::sleep(LATENCY).await;
             world.deliver(from, to, &bytes);
+            if let Some(answer) = View::parse(&bytes).filter(|_| to == ECHO) {
+                let answer = Writer::new(Class::Success, method::BINDING, &answer.tid());
+                let answer = answer.xor_address(attr::XOR_MAPPED_ADDRESS, from).finish();
+                tokio::time::sleep(LATENCY).await;
+                world.deliver(ECHO, from, &answer);
+            }
         });
+    }
+
+    fn want_relays(&self) {
+        self.0.wanted.lock().expect("lock").push(Instant::now());
+        self.0.with(Finder::want_relays);
     }
 
     fn bind(&self, server: SocketAddr, peer: SocketAddr) {
@@ -166,19 +200,11 @@ impl Wire for NodeWire {
         tokio::spawn(async move {
             tokio::time::sleep(LATENCY * 2).await;
             let n = 0x4000 + node.bound.lock().expect("lock").len() as u16;
-            let answer = if refuse { Err("403 Forbidden".to_owned()) } else { Ok(n) };
-            if !refuse {
-                node.bound.lock().expect("lock").push(n);
-            }
-            let used = node.with(|f| f.bound(server, peer, &answer)).unwrap_or(false);
-            if !used && !refuse {
-                node.released.lock().expect("lock").push(n);
-            }
+            let uses = Uses::default();
+            let answer = if refuse { Err("403 Forbidden".to_owned()) } else { Ok(uses.lease(n)) };
+            node.bound.lock().expect("lock").push(uses);
+            node.with(|f| f.bound(server, peer, answer));
         });
-    }
-
-    fn release(&self, _server: SocketAddr, channel: u16) {
-        self.0.released.lock().expect("lock").push(channel);
     }
 
     fn done(&self, outcome: Result<Chosen, String>) {
@@ -206,14 +232,14 @@ impl World {
                     relay: relays[i].then_some(relay),
                     credentials: Credentials {
                         ufrag: format!("frag{i}"),
-                        password: format!("password-of-node-number-{i}"),
+                        password: format!("password-of-node-number-{i}").into(),
                     },
                     finder: OnceLock::new(),
                     mappings: Mutex::default(),
                     holes: Mutex::default(),
                     permitted: Mutex::default(),
+                    wanted: Mutex::default(),
                     bound: Mutex::default(),
-                    released: Mutex::default(),
                     sent: Mutex::default(),
                     outcome: Mutex::default(),
                     world: world.clone(),
@@ -243,10 +269,12 @@ impl World {
                     let may = n.permitted.lock().expect("lock").contains(&from.ip());
                     may.then_some(Route::Relay { server: r.server, peer: from })
                 }
+                _ if to == n.inside() => Some(Route::Direct(from)),
                 _ => (to.ip() == n.mapped().ip() && n.lets_in(from, to.port())).then_some(Route::Direct(from)),
             };
             if let Some(route) = route {
-                n.with(|f| f.incoming(route, bytes));
+                let v = View::parse(bytes).expect("agents speak STUN");
+                n.with(|f| f.incoming(route, &v));
             }
         }
     }
