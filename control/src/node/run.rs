@@ -42,8 +42,9 @@ pub(super) const PINS: &str = "pins.json";
 pub(super) const LEASES: &str = "leases.json";
 /// Leases of friends' nodes.
 pub(super) const FRIENDS: &str = "friends.json";
-/// Leases end with time alone: looked at so often.
-pub(super) const TEND: Duration = Duration::from_secs(3600);
+/// Leases end with time alone, and a new route that overlaps a subnet is no change that the host tells: the plan is made
+/// again so often.
+pub(super) const TEND: Duration = Duration::from_secs(60);
 
 /// How the XMPP connection is.
 #[derive(Clone, Debug)]

@@ -1,14 +1,14 @@
 //! Friends with clashing subnets and the same own address reach each other.
 
 use std::net::IpAddr;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use ipop_tests::cast::FIND;
 use ipop_tests::internet::Gateway;
 use ipop_tests::node::{INTERFACE, Node, first_ping};
-use ipop_tests::process::{output, run, wait_for};
+use ipop_tests::process::{self, output, run, wait_for};
 use ipop_tests::scene::Share;
+use nix::sys::signal::Signal;
 
 use crate::cast::{Cast, OWN, SUBNET, Xmpp, befriend, carries, friend, friends, lease, list, options, reach, scene};
 
@@ -126,14 +126,14 @@ fn a_subnet_that_hides_what_the_machine_reaches_is_refused_with_the_route() {
         // `check` says so as well, before; and without the route nothing is in the way.
         cast.ns(0).ip("route del 172.31.5.0/24 dev eth0")?;
         let node = Node::start(cast.ns(0), cast.xmpp.as_ref(), &cast.ca(), options(0))?;
-        let start = Instant::now();
         cast.ns(0).ip("route add 172.31.5.0/24 dev eth0")?;
+        // It would look within a minute.
+        process::signal(node.pid(), Signal::SIGHUP)?;
         wait_for("the new route to be noticed", FIND, || {
             Ok(node.network()?.warnings.iter().any(|w| w.contains("172.31.5.0/24")))
         })?;
         let check = checked(&cast, &node)?;
         ensure!(check.contains("overlaps 172.31.5.0/24") && check.contains("note"), "{check}");
-        ensure!(start.elapsed() < FIND);
         Ok(())
     });
 }
