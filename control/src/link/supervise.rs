@@ -87,9 +87,11 @@ impl Link {
             return;
         }
         self.session_at = Some(at);
-        if let Some(c) = &self.current
-            && at >= c.since
-        {
+        let Some(c) = &self.current else { return };
+        // The controlled end knows of the path first: its handshake may be over before our agent says that it has one,
+        // and be told after that. The tunnel will make no second one so soon.
+        let found_by = self.attempts.iter().find(|a| c.sid.as_ref() == Some(&a.sid));
+        if at >= found_by.map_or(c.since, |a| a.started.min(c.since)) {
             self.prove(now);
             self.revived(now, |l| l.liveness.proof(at));
         }

@@ -149,6 +149,24 @@ fn the_set_up_time_and_the_state_are_shown() {
 }
 
 #[test]
+fn the_peers_handshake_may_be_over_before_our_agent_has_a_path_and_be_told_after_that() {
+    let mut a = Alone::ready(false);
+    let sid = a.start();
+    a.put(Input::Accepted { sid: sid.clone() });
+    let before = a.now;
+    a.wait(100);
+    let shaken = a.now;
+    a.wait(5);
+    a.put(Input::AgentFound { sid: sid.clone(), path: path(1), relayed: false });
+    a.wait(30);
+    a.put(Input::Session { at: Time::from_nanos(before.as_nanos() - 10_000_000_000) });
+    assert_eq!(a.link.state(), State::Handshaking, "one of before the attempt proves nothing");
+    a.put(Input::Session { at: shaken });
+    assert_eq!(a.link.state(), State::Up);
+    assert_eq!(a.wait(2_000), [Output::Stop { sid }]);
+}
+
+#[test]
 fn unknown_sessions_and_repetitions_change_nothing() {
     let (mut a, sid) = Alone::up(false);
     let x = || "x".to_owned();
