@@ -24,6 +24,12 @@ const PACKAGES: &[(&str, &str)] = &[
     // The program alone, without a service.
     ("dnsmasq-base", "dnsmasq"),
     ("curl", "curl"),
+    // What a user may run over the overlay.
+    ("traceroute", "traceroute"),
+    ("openssh-client", "ssh-keygen"),
+    ("openssh-server", "sshd"),
+    ("avahi-daemon", "avahi-daemon"),
+    ("avahi-utils", "avahi-browse"),
     ("ethtool", "ethtool"),
     ("iperf3", "iperf3"),
     ("wireguard-tools", "wg-quick"),

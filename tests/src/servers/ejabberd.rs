@@ -233,8 +233,12 @@ fn config(setup: &Setup, dir: &Path) -> String {
     };
     // TURN gives its clients addresses of one family here.
     let turn = match address {
-        IpAddr::V4(a) => format!("    use_turn: true\n    turn_max_permissions: infinity\n    turn_ipv4_address: \"{a}\"\n"),
-        IpAddr::V6(a) => format!("    use_turn: true\n    turn_max_permissions: infinity\n    turn_ipv6_address: \"{a}\"\n"),
+        IpAddr::V4(a) => {
+            format!("    use_turn: true\n    turn_max_permissions: infinity\n    turn_ipv4_address: \"{a}\"\n")
+        }
+        IpAddr::V6(a) => {
+            format!("    use_turn: true\n    turn_max_permissions: infinity\n    turn_ipv6_address: \"{a}\"\n")
+        }
     };
     format!(
         r#"

@@ -5,6 +5,7 @@ mod cast;
 mod federated;
 mod meet;
 mod multicast;
+mod programs;
 #[path = "../group/puppet.rs"]
 #[allow(dead_code, reason = "these scenes need less of it")]
 mod puppet;
