@@ -117,6 +117,14 @@ fn only_usable_addresses_of_the_underlay_are_offered() {
         ip("addr del 2001:db8::7/64 dev u0")?;
         let seen = host.underlay_addresses(&overlays).await?;
         ensure!(seen == addresses(&["192.0.2.7", "198.51.100.7"]), "{seen:?}");
+        ip("tuntap add dev vpn0 mode tun")?;
+        ip("addr add 10.8.0.1/24 dev vpn0")?;
+        ip("link set vpn0 up")?;
+        let seen = host.underlay_addresses(&overlays).await?;
+        ensure!(
+            seen == addresses(&["192.0.2.7", "198.51.100.7", "10.8.0.1"]),
+            "through another tunnel only if need be: {seen:?}"
+        );
         Ok(())
     });
 }

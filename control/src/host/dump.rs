@@ -16,6 +16,8 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) up: bool,
+    /// Of another tunnel, or a modem: point-to-point.
+    pub(super) tunnel: bool,
 }
 
 /// An address of an interface.
@@ -44,7 +46,8 @@ pub(super) async fn links(host: &Host) -> Result<Vec<Link>, Error> {
             LinkAttribute::IfName(name) => Some(name.clone()),
             _ => None,
         })?;
-        Some(Link { index: m.header.index, name, up: m.header.flags.contains(LinkFlags::Up) })
+        let has = |flag| m.header.flags.contains(flag);
+        Some(Link { index: m.header.index, name, up: has(LinkFlags::Up), tunnel: has(LinkFlags::Pointopoint) })
     };
     Ok(all.iter().filter_map(link).collect())
 }

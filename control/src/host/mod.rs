@@ -177,8 +177,8 @@ impl Host {
     }
 
     /// Addresses at which other machines may reach us: of interfaces that are up and not in `exclude` (our overlays),
-    /// neither loopback nor link-local nor still being checked for duplicates. IPv4 first, deprecated ones last; at
-    /// most [`MAX_ADDRESSES`].
+    /// neither loopback nor link-local nor still being checked for duplicates. Best first: those of other tunnels, which cost
+    /// their own work a packet, after all others, deprecated ones after others, IPv4 before IPv6; at most [`MAX_ADDRESSES`].
     ///
     /// # Errors
     /// [`Error::Io`]: the kernel does not tell.
@@ -186,7 +186,8 @@ impl Host {
         let links = outside(dump::links(self).await?, exclude);
         let mut addresses = dump::addresses(self).await?;
         addresses.retain(|a| offered(a) && links.iter().any(|l| l.index == a.index && l.up));
-        addresses.sort_by_key(|a| (a.flags.contains(AddressFlags::Deprecated), a.address));
+        let tunnel = |a: &Address| links.iter().any(|l| l.index == a.index && l.tunnel);
+        addresses.sort_by_key(|a| (tunnel(a), a.flags.contains(AddressFlags::Deprecated), a.address));
         let mut seen = BTreeSet::new();
         let unique = addresses.iter().map(|a| a.address).filter(|a| seen.insert(*a));
         Ok(unique.take(MAX_ADDRESSES).collect())

@@ -18,12 +18,15 @@ use crate::steps::Steps;
 use crate::stop;
 
 const GROUP: &str = "bench";
+/// The first host of the tunnel that is set up by hand.
+const BY_HAND: usize = 2;
 const SECONDS: u32 = 8;
 const FIND: std::time::Duration = std::time::Duration::from_secs(30);
 /// The negotiated link may be slower by so much.
 const TOLERANCE: f64 = 0.05;
 
-/// Two hosts on a LAN with both kinds of link between them; only one carries anything at a time.
+/// Four hosts on a LAN: two with a negotiated link between them, and two with one set up by hand, which would be a path of
+/// the former if it were on the same hosts. Only one carries anything at a time.
 struct Rig {
     _by_hand: [Daemon; 2],
     _nodes: [Node; 2],
@@ -44,11 +47,11 @@ pub(super) fn run(rounds: u32) -> Result<()> {
     let rig = Rig::start()?;
     let (mut group, mut by_hand) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
-        for (name, to, rates) in
-            [("negotiated", group_address(1), &mut group), ("by hand", hand_address(1), &mut by_hand)]
+        for (name, from, to, rates) in
+            [("negotiated", 0, group_address(1), &mut group), ("by hand", BY_HAND, hand_address(1), &mut by_hand)]
         {
             stop::check()?;
-            let gbps = tcp(rig.ns(0), rig.ns(1), to, SECONDS)?;
+            let gbps = tcp(rig.ns(from), rig.ns(from + 1), to, SECONDS)?;
             eprintln!("round {round} of {rounds}: {name:<10} {gbps:.2} Gbit/s");
             rates.push(gbps);
         }
@@ -77,7 +80,7 @@ fn hand_address(n: u8) -> IpAddr {
 impl Rig {
     fn start() -> Result<Self> {
         let internet = Internet::new()?;
-        let (server, site) = (internet.server("server")?, internet.site("lan", Gateway::Public, 2)?);
+        let (server, site) = (internet.server("server")?, internet.site("lan", Gateway::Public, 4)?);
         let ca = Ca::new()?;
         let users = [("vm0", "password of vm0"), ("vm1", "password of vm1")];
         let setup = Setup::new("ipop.example", server.address.into()).users(&users).group(GROUP, &["vm0", "vm1"]);
@@ -93,7 +96,7 @@ impl Rig {
         first_ping(near, group_address(1), FIND).with_context(|| format!("{:?}", nodes[0].network()))?;
         let mtu = mtu(near)?;
         let by_hand = tunnel(&site, mtu)?;
-        first_ping(near, hand_address(1), FIND)?;
+        first_ping(&site.hosts[BY_HAND].ns, hand_address(1), FIND)?;
         Ok(Self { _by_hand: by_hand, _nodes: nodes, _xmpp: xmpp, _ca: ca, site, _server: server, _internet: internet })
     }
 
@@ -110,7 +113,8 @@ fn mtu(ns: &Namespace) -> Result<u64> {
 /// A tunnel between the two hosts with keys and endpoints set by hand, and the MTU of the other.
 fn tunnel(site: &Site, mtu: u64) -> Result<[Daemon; 2]> {
     let ours = Implementation::under_test();
-    let start = |n: usize| Daemon::start_logging(&site.hosts[n].ns, &ours, "error");
+    let hosts = &site.hosts[BY_HAND..];
+    let start = |n: usize| Daemon::start_logging(&hosts[n].ns, &ours, "error");
     let (daemons, keys) = ([start(0)?, start(1)?], [Keys::generate()?, Keys::generate()?]);
     for (n, other) in [(0_u8, 1_u8), (1, 0)] {
         let (me, it) = (usize::from(n), usize::from(other));
@@ -120,12 +124,12 @@ fn tunnel(site: &Site, mtu: u64) -> Result<[Daemon; 2]> {
             keys[me].private,
             keys[it].public,
             hand_address(other),
-            site.hosts[it].address
+            hosts[it].address
         );
         let dev = daemons[me].interface();
         setconf(dev, &config)?;
-        site.hosts[me].ns.ip(&format!("addr add {}/24 dev {dev}", hand_address(n)))?;
-        site.hosts[me].ns.ip(&format!("link set {dev} mtu {mtu} up"))?;
+        hosts[me].ns.ip(&format!("addr add {}/24 dev {dev}", hand_address(n)))?;
+        hosts[me].ns.ip(&format!("link set {dev} mtu {mtu} up"))?;
     }
     Ok(daemons)
 }
