@@ -178,3 +178,32 @@ fn a_site_that_was_cut_off_comes_back() {
         returns(&p.relayed, back, "the relayed link")
     });
 }
+
+/// Longer than permissions (300 s), channels (600 s) and allocations (600 s) live without being refreshed.
+const LONG: Duration = Duration::from_secs(680);
+
+fn a_relayed_link_lives_on(xmpp: Xmpp) {
+    group_scene(Share::Apart, xmpp, || {
+        let mut cast = Cast::at_sites(xmpp, &[Gateway::PortRestricted, Gateway::Symmetric])?;
+        cast.start_all()?;
+        let heart = cast.heartbeat(0, 1)?;
+        wait_path(&cast, 0, 1, "relayed")?;
+        let start = Instant::now();
+        wait_for("eleven minutes to pass", LONG * 2, || Ok(start.elapsed() >= LONG))?;
+        never_stopped(&heart, start, "the relayed link")?;
+        wait_path(&cast, 0, 1, "relayed")?;
+        cast.alive()
+    });
+}
+
+#[test]
+#[ignore = "takes eleven minutes; cargo xtask test --slow"]
+fn a_link_over_coturn_outlives_what_the_relay_gives_at_once() {
+    a_relayed_link_lives_on(Xmpp::ProsodyAndCoturn);
+}
+
+#[test]
+#[ignore = "takes eleven minutes; cargo xtask test --slow"]
+fn a_link_over_ejabberd_outlives_what_the_relay_gives_at_once() {
+    a_relayed_link_lives_on(Xmpp::Ejabberd);
+}
