@@ -1,4 +1,10 @@
 //! Addresses in mDNS messages (RFC 6762 section 18, RFC 1035 section 4).
+//!
+//! Of the reverse name of the peer's own address (`100.0.31.172.in-addr.arpa`) nothing may be said here: it is a claim to
+//! be the only one of that name, and whoever calls itself the same here would have to give itself another host name, and
+//! another, for ever. Questions and records of it get a type that nobody asks for; their length stays.
+
+use std::net::Ipv4Addr;
 
 use super::{Translation, address};
 use crate::packet::be16;
@@ -11,29 +17,98 @@ const MAX_LEN: usize = 9000;
 const MAX_RECORDS: usize = 512;
 /// Bytes of a name, at most (RFC 1035 section 2.3.4).
 const MAX_NAME: usize = 255;
+/// Pointers in a name: one for each of its labels would be the most that makes sense.
+const MAX_POINTERS: usize = 6;
 /// Type, class, lifetime and length between a record's name and data.
 const FIXED_LEN: usize = 10;
 /// An IPv4 address.
 const TYPE_A: u16 = 1;
+/// For private use (RFC 6895 section 3.1): means nothing to anybody.
+const TYPE_NOTHING: u16 = 0xff00;
 /// The internet, with or without mDNS's "flush the cache".
 const CLASS_IN: u16 = 1;
 const CLASS_MASK: u16 = 0x7fff;
 
+/// The reverse name of an address (RFC 1035 section 3.5) as it stands in a message: four labels of digits, and the suffix.
+struct Reverse {
+    bytes: [u8; 30],
+    len: usize,
+}
+
+impl Reverse {
+    const SUFFIX: &[u8] = b"\x07in-addr\x04arpa\0";
+
+    fn of(a: Ipv4Addr) -> Self {
+        let mut name = Self { bytes: [0; 30], len: 0 };
+        for n in a.octets().into_iter().rev() {
+            let digits: &[u8] = match n {
+                100.. => &[b'0' + n / 100, b'0' + n / 10 % 10, b'0' + n % 10],
+                10.. => &[b'0' + n / 10, b'0' + n % 10],
+                _ => &[b'0' + n],
+            };
+            name.push(&[digits.len() as u8]);
+            name.push(digits);
+        }
+        name.push(Self::SUFFIX);
+        name
+    }
+
+    /// Four labels of at most four bytes, and fourteen: never more than there is room for.
+    fn push(&mut self, more: &[u8]) {
+        self.bytes[self.len..self.len + more.len()].copy_from_slice(more);
+        self.len += more.len();
+    }
+
+    /// Whether this is the name at `at`, wherever its end stands (RFC 1035 section 4.1.4). Pointers lead backwards, and each
+    /// label takes this name a step further: it ends.
+    fn is_at(&self, message: &[u8], mut at: usize) -> bool {
+        let mut rest = &self.bytes[..self.len];
+        let mut pointers = 0;
+        while let Some(&head) = message.get(at) {
+            if head >= 0xc0 {
+                let Some(&low) = message.get(at + 1) else { return false };
+                let to = usize::from(u16::from_be_bytes([head & 0x3f, low]));
+                pointers += 1;
+                if to >= at || pointers > MAX_POINTERS {
+                    return false;
+                }
+                at = to;
+                continue;
+            }
+            let label = 1 + usize::from(head);
+            let (Some(said), Some(wanted)) = (message.get(at..at + label), rest.get(..label)) else { return false };
+            if !said.eq_ignore_ascii_case(wanted) {
+                return false;
+            }
+            (at, rest) = (at + label, &rest[label..]);
+            if rest.is_empty() {
+                return true;
+            }
+        }
+        false
+    }
+}
+
 /// Makes the lease of every A record in `message` that holds the peer's own address, in any section: probes tell theirs
-/// as authority. True if there was one. What is malformed ends the search.
+/// as authority; and hides what is said of its reverse name. True if there was anything. What is malformed ends the search.
 pub(super) fn rewrite(t: &Translation, message: &mut [u8]) -> bool {
     if message.len() < HEADER_LEN || message.len() > MAX_LEN {
         return false;
     }
     let questions = usize::from(be16(message, 4)).min(MAX_RECORDS);
     let records: usize = (0..3).map(|section| usize::from(be16(message, 6 + 2 * section))).sum();
+    let reverse = Reverse::of(t.peer);
     let mut at = HEADER_LEN;
+    let mut changed = false;
     for _ in 0..questions {
         // Type and class.
-        let Some(next) = skip_name(message, at).map(|end| end + 4) else { return false };
-        at = next;
+        let Some(end) = skip_name(message, at).filter(|end| end + 4 <= message.len()) else { return changed };
+        if reverse.is_at(message, at) {
+            message[end..end + 2].copy_from_slice(&TYPE_NOTHING.to_be_bytes());
+            changed = true;
+        }
+        at = end + 4;
     }
-    let mut changed = false;
     for _ in 0..records.min(MAX_RECORDS - questions) {
         let Some(fixed) = skip_name(message, at) else { break };
         let data = fixed + FIXED_LEN;
@@ -42,9 +117,13 @@ pub(super) fn rewrite(t: &Translation, message: &mut [u8]) -> bool {
         }
         let (kind, class, len) =
             (be16(message, fixed), be16(message, fixed + 2), usize::from(be16(message, fixed + 8)));
-        at = data + len;
+        let name = std::mem::replace(&mut at, data + len);
         if at > message.len() {
             break;
+        }
+        if reverse.is_at(message, name) {
+            message[fixed..fixed + 2].copy_from_slice(&TYPE_NOTHING.to_be_bytes());
+            changed = true;
         }
         if kind == TYPE_A && class & CLASS_MASK == CLASS_IN && len == 4 && address(message, data) == t.peer {
             message[data..at].copy_from_slice(&t.lease.octets());
@@ -117,6 +196,39 @@ mod tests {
         let mut m = with(&peer);
         assert!(rewrite(&T, &mut m));
         assert_eq!(m, with(&lease));
+    }
+
+    #[test]
+    fn nothing_is_said_of_the_reverse_name_of_the_peers_own_address() {
+        let claim = |name: &[u8], kind| record(name, kind, 0x8001, HOST);
+        for (own, name) in [
+            ([172, 31, 0, 100], &b"\x03100\x010\x0231\x03172\x07in-addr\x04arpa\0"[..]),
+            ([10, 0, 9, 7], b"\x017\x019\x010\x0210\x07IN-ADDR\x04Arpa\0"),
+            ([255, 255, 255, 255], b"\x03255\x03255\x03255\x03255\x07in-addr\x04arpa\0"),
+        ] {
+            let t = Translation { peer: own.into(), ..T };
+            // A probe: anybody else of this name? And the claim, in full and by a pointer to the question.
+            let mut m = message(&[name], &[claim(name, 12), claim(POINTER, 12)]);
+            let question = HEADER_LEN + name.len();
+            assert!(rewrite(&t, &mut m));
+            let mut hidden = message(&[name], &[claim(name, TYPE_NOTHING), claim(POINTER, TYPE_NOTHING)]);
+            hidden[question..question + 2].copy_from_slice(&TYPE_NOTHING.to_be_bytes());
+            assert_eq!(m, hidden);
+        }
+        // The end of a name stands where another one ends, as of `ip6.arpa` before.
+        let (host6, tail) = (b"\x011\x03ip6\x04arpa\0", &[0xc0, (HEADER_LEN + 6) as u8][..]);
+        let name = [&b"\x03100\x010\x0231\x03172\x07in-addr"[..], tail].concat();
+        let mut m = message(&[host6], &[claim(&name, 12)]);
+        assert!(rewrite(&T, &mut m));
+        assert_eq!(m, message(&[host6], &[claim(&name, TYPE_NOTHING)]));
+        // Of any other name all may be said, and a pointer to itself or beyond the end is no name.
+        let other: &[u8] = b"\x03101\x010\x0231\x03172\x07in-addr\x04arpa\0";
+        for name in [other, &[0xc0, 12], &[0xff, 0xff]] {
+            let mut m = message(&[name], &[claim(name, 12)]);
+            let before = m.clone();
+            assert!(!rewrite(&T, &mut m));
+            assert_eq!(m, before);
+        }
     }
 
     #[test]
