@@ -174,7 +174,7 @@ impl Node {
         let local = self.underlay.iter().flatten().map(|r| r.0);
         let others = self.networks.iter().enumerate().filter(|(i, _)| *i != id).flat_map(|(_, n)| n.reaches());
         let endpoints = self.networks.iter().flat_map(Network::endpoints);
-        let hosts = self.servers.addresses().chain(endpoints).map(host_prefix);
+        let hosts = self.servers.addresses().chain(self.xmpp_server).chain(endpoints).map(host_prefix);
         local.chain(others).chain(hosts).collect()
     }
 

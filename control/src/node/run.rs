@@ -18,6 +18,7 @@ use crate::xmpp::{self, Friends, Signal, SignalRequest, Verdict, Xmpp};
 use dataplane::table::Prefix;
 use dataplane::{Engine, Path};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
@@ -79,6 +80,8 @@ pub(super) struct Node {
     /// Full JIDs.
     pub(super) present: HashSet<String>,
     pub(super) servers: Servers,
+    /// Where the XMPP server is, as it was reached last.
+    pub(super) xmpp_server: Option<IpAddr>,
     pub(super) servers_problem: Option<String>,
     /// What this machine reaches by itself, and over which interface, as it was last seen; `None`: not known.
     pub(super) underlay: Option<Vec<(Prefix, Option<String>)>>,
@@ -269,6 +272,11 @@ impl Node {
 
     fn take_xmpp(&mut self, event: xmpp::Event) -> Result<(), Error> {
         match event {
+            xmpp::Event::Reached { address } => {
+                self.xmpp_server = Some(address);
+                // No member's route may lead there.
+                self.stir();
+            }
             xmpp::Event::Online { jid } => {
                 tracing::info!("XMPP: logged in as {jid}");
                 notify(&[sd_notify::NotifyState::Status(&format!("online as {jid}"))]);

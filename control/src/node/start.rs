@@ -88,6 +88,7 @@ impl Node {
             descriptors: BTreeMap::new(),
             present: HashSet::new(),
             servers: Servers::default(),
+            xmpp_server: None,
             servers_problem: None,
             underlay: None,
             events: events.clone(),

@@ -6,6 +6,7 @@
 //! it; but that a stranger asks to be a friend is told.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -161,6 +162,11 @@ pub struct SignalRequest {
 /// What happens.
 #[derive(Debug)]
 pub enum Event {
+    /// The server that took the account, before [`Self::Online`].
+    Reached {
+        /// Where it is.
+        address: IpAddr,
+    },
     /// The connection is up. What the events before said about who is present is void.
     Online {
         /// Our full JID.

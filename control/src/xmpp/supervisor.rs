@@ -63,6 +63,11 @@ pub(super) async fn run(mut s: Supervisor) {
                 connection += 1;
                 told = None;
                 tracing::info!("connected to the XMPP server as {jid}");
+                if let Some(address) = wire.address
+                    && let Err(done) = tell(&mut s, Event::Reached { address }).await
+                {
+                    return finish(done);
+                }
                 let started = Instant::now();
                 let session = Session::new(jid, s.groups.clone(), connection, known, Arc::clone(&s.counters));
                 let (end, session) = converse(&mut s, wire, session).await;

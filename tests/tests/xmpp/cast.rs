@@ -123,6 +123,7 @@ impl Node {
 
     fn note(&mut self, event: Event) {
         match event {
+            Event::Reached { .. } => {}
             Event::Online { .. } => {
                 self.online += 1;
                 self.present.clear();

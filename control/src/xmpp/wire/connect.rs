@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,7 +95,7 @@ pub(in crate::xmpp) async fn connect(target: &Target) -> Step<(Wire, FullJid)> {
 }
 
 async fn login(target: &Target) -> Step<(Wire, FullJid)> {
-    let pending = reach(target).await?;
+    let (pending, address) = reach(target).await?;
     let (features, stream) =
         pending.recv_features::<FallibleStreamElement>().await.map_err(|e| stream_error(e.into()))?;
     let offered = features.sasl_mechanisms;
@@ -119,7 +119,7 @@ async fn login(target: &Target) -> Step<(Wire, FullJid)> {
         let why = format!("the server bound {jid} instead of resource {}: it may be in use", target.resource);
         return Err(ConnectError::Conflict(why));
     }
-    Ok((Wire::new(stream), jid))
+    Ok((Wire::new(stream, address), jid))
 }
 
 fn sasl_credentials(user: String, password: &Zeroizing<String>) -> Credentials {
@@ -129,8 +129,9 @@ fn sasl_credentials(user: String, password: &Zeroizing<String>) -> Credentials {
         .with_channel_binding(ChannelBinding::None)
 }
 
-/// To the server that the configuration names, or to one that DNS does, up to the features that it offers under TLS.
-async fn reach(target: &Target) -> Step<Pending> {
+/// To the server that the configuration names, or to one that DNS does, up to the features that it offers under TLS; and
+/// where it is.
+async fn reach(target: &Target) -> Step<(Pending, Option<IpAddr>)> {
     let direct_tls = target.account.direct_tls;
     let domain = target.jid.domain().to_string();
     let Located { places, doubt } = match target.account.server.clone() {
@@ -161,11 +162,13 @@ async fn reach(target: &Target) -> Step<Pending> {
 }
 
 /// One server. One that takes the connection and then says nothing is as dead as one that does not take it.
-async fn open_place(target: &Target, place: &Place) -> Step<Pending> {
+async fn open_place(target: &Target, place: &Place) -> Step<(Pending, Option<IpAddr>)> {
     let tcp = tcp(&place.host, place.port).await?;
+    let address = tcp.peer_addr().ok().map(|a| a.ip().to_canonical());
     let talk = async { if place.direct_tls { direct(target, tcp).await } else { start_tls(target, tcp).await } };
     let limit = || ConnectError::Unreachable(format!("it says nothing for {} s", PLACE_LIMIT.as_secs()));
-    tokio::time::timeout(PLACE_LIMIT, talk).await.map_err(|_| limit())?
+    let pending = tokio::time::timeout(PLACE_LIMIT, talk).await.map_err(|_| limit())??;
+    Ok((pending, address))
 }
 
 /// A connection to the first of its addresses that takes one.

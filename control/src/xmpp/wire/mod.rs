@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -40,11 +41,13 @@ pub(super) enum Heard {
 pub(super) struct Wire {
     stream: XmlStream<Box<dyn AsyncReadAndWrite + Send>, Incoming>,
     out: VecDeque<Element>,
+    /// Of the server.
+    pub(super) address: Option<IpAddr>,
 }
 
 impl Wire {
-    fn new(stream: XmlStream<Box<dyn AsyncReadAndWrite + Send>, Incoming>) -> Self {
-        Self { stream, out: VecDeque::new() }
+    fn new(stream: XmlStream<Box<dyn AsyncReadAndWrite + Send>, Incoming>, address: Option<IpAddr>) -> Self {
+        Self { stream, out: VecDeque::new(), address }
     }
 
     /// Queues an element for writing; `false` if the queue is full.
