@@ -124,12 +124,21 @@ fn a_hop_behind_the_friend_that_ends_a_packet_is_seen_under_the_friends_address(
         run(cast.ns(1).command("sysctl").args(["-q", "-w", "net.ipv4.ip_forward=1"]))?;
         let dir = Scratch::new("rules")?;
         let rules = "table ip t {\nchain c {\ntype nat hook prerouting priority dstnat;\n\
-             iifname ipop0 udp dport 33434-33534 dnat to 192.168.77.2\n}\n}\n";
+             iifname ipop0 udp dport 33434-33534 dnat to 192.168.77.2\n\
+             iifname ipop0 icmp type echo-request dnat to 192.168.77.2\n}\n}\n";
         run(cast.ns(1).command("nft").arg("-f").arg(dir.write("nft", rules)?))?;
         let text = run(cast.ns(0).command("traceroute").args(["-n", "-q1", "-w3", "-m2", &friend.to_string()]))?;
         let hops: Vec<&str> = text.lines().skip(1).filter_map(|l| l.split_whitespace().nth(1)).collect();
         // Both are the friend to us: where the packet's life ended, and what it was handed on to.
         ensure!(hops == vec![friend.to_string(); 2], "{text}");
+        // Path MTU discovery: what does not fit behind the friend is told by it, and remembered for its address here.
+        cast.ns(1).ip("link set inner mtu 1300")?;
+        let mut large = cast.ns(0).command("ping");
+        let out = output(large.args(["-n", "-c2", "-i0.3", "-W3", "-M", "do", "-s", "1350", &friend.to_string()]))?;
+        let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+        ensure!(text.contains(&format!("From {friend}")) && text.contains("mtu = 1300"), "{text}");
+        let learned = cast.ns(0).ip(&format!("route get {friend}"))?;
+        ensure!(learned.contains("mtu 1300"), "{learned}");
         Ok(())
     });
 }
