@@ -55,6 +55,7 @@ pub(super) struct Prior {
 pub(super) struct Attempt {
     pub(super) sid: String,
     pub(super) role: Role,
+    pub(super) purpose: Purpose,
     pub(super) started: Time,
     /// The agent has the peer's credentials: it can go on without signalling.
     pub(super) answered: bool,

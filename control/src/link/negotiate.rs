@@ -55,10 +55,13 @@ impl Link {
         }
     }
 
-    /// Signalling is gone: an attempt that still needs it cannot go on.
-    pub(super) fn drop_unanswered(&mut self) {
-        if let Some(i) = self.searching().filter(|i| !self.attempts[*i].answered) {
-            self.end(i, End::Quiet);
+    /// Signalling is gone: an attempt that still needs it cannot go on. What changed in our network is to be seen to all
+    /// the same, once signalling is back: most often it was the change that cut the connection.
+    pub(super) fn drop_unanswered(&mut self, now: Time) {
+        if let Some(i) = self.searching().filter(|i| !self.attempts[*i].answered)
+            && self.end(i, End::Quiet).purpose == Purpose::Network
+        {
+            self.renegotiate_at = Some(now);
         }
     }
 
@@ -76,7 +79,7 @@ impl Link {
         if matches!(purpose, Purpose::Direct | Purpose::Remote) {
             self.direct_tries = self.direct_tries.saturating_add(1);
         }
-        self.attempts.push(Attempt { sid, role, started: now, answered, found: None });
+        self.attempts.push(Attempt { sid, role, purpose, started: now, answered, found: None });
         if self.current.is_none() && self.setup_from.is_none() {
             self.setup_from = Some(now);
         }

@@ -59,13 +59,14 @@ impl Link {
         if !std::mem::replace(&mut self.signaling, true) {
             self.able_at = now;
             self.suppressed = false;
+            self.renegotiate_at = self.renegotiate_at.map(|at| at.max(now + self.rng.up_to(timing::SPREAD)));
             self.reset_backoff(now, timing::SPREAD);
         }
     }
 
-    pub(super) fn signaling_down(&mut self, _now: Time) {
+    pub(super) fn signaling_down(&mut self, now: Time) {
         self.signaling = false;
-        self.drop_unanswered();
+        self.drop_unanswered(now);
     }
 
     pub(super) fn network_changed(&mut self, now: Time) {

@@ -50,6 +50,10 @@ pub(super) fn start(subject: Subject, ice: &IceNode, xmpp: &Xmpp, events: mpsc::
 async fn talk(link: LinkId, sid: String, xmpp: Xmpp, mut signals: mpsc::Receiver<Signal>, events: mpsc::Sender<Event>) {
     while let Some(signal) = signals.recv().await {
         if let Err(e) = xmpp.signal(&link.jid, signal).await {
+            // The link is told that signalling is down, and knows what to take up again when it is back.
+            if matches!(e, SignalError::Offline) {
+                return;
+            }
             let what = Progress::Refused {
                 why: e.to_string(),
                 tie_break: matches!(e, SignalError::TieBreak),

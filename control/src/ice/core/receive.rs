@@ -76,10 +76,19 @@ impl Core {
             }
             return;
         }
+        // Through a relay data comes in from where a channel leads. A permission alone lets a probe through, also from a
+        // port to which none leads, as after a change of the peer's address: to answer it would be to say that data come.
+        let carries = match route {
+            Route::Direct(_) => true,
+            Route::Relay { server, peer } => {
+                self.turn.iter().any(|t| t.server() == server && t.bound_number(peer).is_some())
+            }
+        };
         let Some(key) = agent
             .map(|a| &a.key)
             .or_else(|| self.answers.get(ufrag).map(|a| &a.key))
             .or_else(|| self.lingering.get(ufrag).map(|l| &l.0))
+            .filter(|_| carries)
         else {
             self.drops.unknown += 1;
             return;

@@ -301,6 +301,19 @@ fn a_changed_network_is_renegotiated_beside_the_path_in_use() {
 }
 
 #[test]
+fn a_changed_network_that_also_cuts_signalling_is_seen_to_when_that_is_back() {
+    let (mut a, _) = Alone::up(true);
+    let starts = |out: &[Output]| out.iter().filter(|o| matches!(o, Output::Start { .. })).count();
+    a.data();
+    let out = [a.put(Input::NetworkChanged), a.wait(600)].concat();
+    assert_eq!(starts(&out), 1, "{out:?}");
+    let out = [a.put(Input::SignalingDown), a.wait(400)].concat();
+    assert!(starts(&out) == 0 && out.iter().any(|o| matches!(o, Output::Stop { .. })), "{out:?}");
+    let out = [a.put(Input::SignalingUp), a.wait(600)].concat();
+    assert_eq!(starts(&out), 1, "{out:?}");
+}
+
+#[test]
 fn the_peers_own_handshake_brings_a_link_up_and_a_farewell_down() {
     let mut a = Alone::ready(false);
     a.put(Input::Session { at: a.now });
