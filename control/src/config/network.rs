@@ -217,7 +217,7 @@ pub(super) fn together(networks: &[Resolved], report: &mut Report) {
             if a.config.interface == b.config.interface {
                 clash("interface", format!("two networks have the interface {}", a.config.interface));
             }
-            if values::overlap(a.subnet, b.subnet) {
+            if crate::network::overlap(&a.subnet, &b.subnet) {
                 clash("subnet", format!("{} overlaps {} of another network", b.subnet, a.subnet));
             }
             if a.config.listen_port.is_some() && a.config.listen_port == b.config.listen_port {

@@ -168,12 +168,6 @@ pub fn split_prefix(s: &str) -> Result<(IpAddr, Option<u8>), String> {
     }
 }
 
-/// Whether two prefixes share addresses.
-#[must_use]
-pub fn overlap(a: Prefix, b: Prefix) -> bool {
-    a.contains(b.address()) || b.contains(a.address())
-}
-
 /// Whether a subnet can be an overlay: room for two nodes, and not half of the Internet.
 ///
 /// # Errors

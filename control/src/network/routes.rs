@@ -75,7 +75,10 @@ fn refusal(route: &Prefix, guarded: &[Prefix], underlay: &[Prefix]) -> Option<St
     if let Some(own) = guarded.iter().find(|g| overlap(g, route)) {
         return Some(format!("it overlaps {own} of this network or node"));
     }
-    underlay.iter().find(|u| overlap(u, route)).map(|u| format!("it overlaps {u}, which this machine reaches itself"))
+    underlay
+        .iter()
+        .find(|u| overlap(u, route))
+        .map(|u| format!("it overlaps {u}, which this machine reaches otherwise"))
 }
 
 /// Special-purpose address blocks that no gateway carries (RFC 6890).

@@ -51,7 +51,7 @@ pub(super) struct Around<'a> {
 /// Of one link; must differ from all others'.
 fn seed() -> u64 {
     let mut seed = [0; 8];
-    // It has worked for the keys, and will again.
+    // The kernel has given some for the keys, and gives more. Links work without, as sessions are matched by sender.
     if getrandom::fill(&mut seed).is_err() {
         tracing::error!("the system gives no random bytes: session ids may be guessed");
     }
