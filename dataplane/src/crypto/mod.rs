@@ -1,12 +1,19 @@
-//! Batched ChaCha20-Poly1305 (RFC 8439): one interface, several back ends, chosen once at start.
+//! Batched ChaCha20-Poly1305 (RFC 8439): one interface, several back ends, chosen once at start. Sessions between
+//! nodes that agreed on it have AES-256-GCM behind the same interface ([`Cipher`]).
 //!
 //! Callers hand over whole batches ([`seal`], [`open`]) because the pipeline always has one: the segments
 //! of a super-packet or the datagrams of a GRO buffer. A back end is free to interleave the jobs of a batch.
 
+mod aes;
+#[cfg(test)]
+mod aes_tests;
+mod cipher;
 mod portable;
 mod system;
 #[cfg(test)]
 mod tests;
+
+pub use cipher::{Cipher, Speeds, aes_key, has_aes};
 
 use std::fmt;
 use std::str::FromStr;
@@ -80,14 +87,30 @@ pub struct Key(Expanded);
 enum Expanded {
     System(system::Key),
     Portable(Box<portable::Key>),
+    Aes(aes::Key),
 }
 
 impl Key {
+    /// Expands `key` for AES-256-GCM.
+    #[must_use]
+    pub fn aes256gcm(key: &[u8; 32]) -> Self {
+        Self(Expanded::Aes(aes::Key::new(key)))
+    }
+
+    /// The cipher that this key is for.
+    #[must_use]
+    pub const fn cipher(&self) -> Cipher {
+        match self.0 {
+            Expanded::Aes(_) => Cipher::Aes256Gcm,
+            _ => Cipher::ChaCha20Poly1305,
+        }
+    }
+
     /// The back end that this key was expanded for.
     #[must_use]
     pub const fn backend(&self) -> Backend {
         match self.0 {
-            Expanded::System(_) => Backend::AwsLc,
+            Expanded::System(_) | Expanded::Aes(_) => Backend::AwsLc,
             Expanded::Portable(_) => Backend::Portable,
         }
     }
@@ -98,6 +121,7 @@ impl Key {
         match &self.0 {
             Expanded::System(k) => k.seal(nonce, aad, text),
             Expanded::Portable(k) => k.seal(nonce, aad, text),
+            Expanded::Aes(k) => k.seal(nonce, aad, text),
         }
     }
 
@@ -107,13 +131,17 @@ impl Key {
         match &self.0 {
             Expanded::System(k) => k.open(nonce, aad, buf),
             Expanded::Portable(k) => k.open(nonce, aad, buf),
+            Expanded::Aes(k) => k.open(nonce, aad, buf),
         }
     }
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({})", self.backend())
+        match self.cipher() {
+            Cipher::ChaCha20Poly1305 => write!(f, "Key({})", self.backend()),
+            Cipher::Aes256Gcm => write!(f, "Key({})", Cipher::Aes256Gcm),
+        }
     }
 }
 
