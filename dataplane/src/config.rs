@@ -1,6 +1,6 @@
 //! What the engine is told, and what it tells.
 
-use crate::crypto::Backend;
+use crate::crypto::{Backend, Cipher, Speeds};
 use crate::packet::Translation;
 use crate::table::Prefix;
 use crate::tunnel::{PresharedKey, PrivateKey, PublicKey};
@@ -32,6 +32,44 @@ impl FromStr for IoChoice {
     }
 }
 
+/// Which cipher packets get, between nodes that both have a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CipherChoice {
+    /// The one that this machine is faster with.
+    #[default]
+    Auto,
+    /// This one.
+    Only(Cipher),
+}
+
+impl CipherChoice {
+    /// Its name in settings.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Only(cipher) => cipher.name(),
+        }
+    }
+
+    /// Whether a node that is so fast offers AES-256-GCM to others.
+    #[must_use]
+    pub fn offers_aes(self, speeds: &Speeds) -> bool {
+        match self {
+            Self::Auto => speeds.prefers_aes(),
+            Self::Only(cipher) => cipher == Cipher::Aes256Gcm,
+        }
+    }
+}
+
+impl FromStr for CipherChoice {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let named = if s == "auto" { Ok(Self::Auto) } else { s.parse().map(Self::Only) };
+        named.map_err(|_: String| format!("no cipher is called \"{s}\": use one of auto, chacha20poly1305, aes256gcm"))
+    }
+}
+
 /// Settings that hold for the life of an engine. The number of shards is that of the TUN device's queues.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -39,6 +77,8 @@ pub struct Config {
     pub io: IoChoice,
     /// Cipher back end; `None`: [`Backend::detect`].
     pub aead: Option<Backend>,
+    /// Peers are willing to have AES-256-GCM, unless [`PeerUpdate::aes`] says otherwise.
+    pub aes: bool,
     /// Pin each shard to a core; `None`: decided by the engine.
     pub pin: Option<bool>,
     /// Send runs of datagrams by `UDP_SEGMENT`.
@@ -57,6 +97,7 @@ impl Default for Config {
         Self {
             io: IoChoice::Auto,
             aead: None,
+            aes: false,
             pin: None,
             udp_gso: true,
             udp_gro: true,
@@ -104,6 +145,9 @@ pub struct PeerUpdate {
     /// `Some(Some(_))`: its IPv4 packets are translated on arrival. Its allowed IPs have to hold
     /// [`Translation::lease`]. `Some(None)`: they are taken as they are, as at first.
     pub translation: Option<Option<Translation>>,
+    /// Sessions from the next handshake on have AES-256-GCM if the peer says the same. Not for peers that are not known
+    /// to have it.
+    pub aes: Option<bool>,
     /// Seconds between persistent keepalives; 0: off.
     pub persistent_keepalive: Option<u16>,
     /// Remove all its allowed IPs first.
@@ -124,6 +168,7 @@ impl PeerUpdate {
             path: None,
             on_demand: None,
             translation: None,
+            aes: None,
             persistent_keepalive: None,
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
@@ -153,6 +198,8 @@ pub struct PeerState {
     pub preshared_key: PresharedKey,
     /// Where its datagrams go.
     pub path: Option<Path>,
+    /// The cipher of the session in use, if there is one.
+    pub cipher: Option<Cipher>,
     /// When the last handshake was completed.
     pub last_handshake: Option<WallTime>,
     /// When a datagram was last sent to it.

@@ -1,7 +1,7 @@
 //! The handle that others use: start, configure, read statistics, take and give STUN datagrams.
 
 use crate::config::{Config, IoChoice, State, Update};
-use crate::crypto::Backend;
+use crate::crypto::{Backend, Cipher};
 use crate::io::{clock, event::Bell, mmsg::Mmsg, udp, uring::Uring};
 use crate::keeper::{self, Core, SharedCore, SystemRng, UpdateError, lock};
 use crate::path::Path;
@@ -69,6 +69,8 @@ pub struct Capabilities {
     pub io_note: Option<String>,
     /// Cipher back end.
     pub aead: &'static str,
+    /// Peers are taken for willing to have AES-256-GCM ([`Config::aes`]).
+    pub aes: bool,
     /// Number of shards.
     pub shards: usize,
     /// Whether shards are pinned to cores.
@@ -155,6 +157,7 @@ impl Engine {
             io: "mmsg",
             io_note: tun.queue_note().map(Into::into),
             aead: backend.name(),
+            aes: config.aes,
             shards: count,
             pinned: config.pin.unwrap_or(false),
             tun_vnet: format.vnet,
@@ -178,7 +181,8 @@ impl Engine {
         shared.udp_gso.store(config.udp_gso, Relaxed);
         shared.tun_gso.store(config.tun_gso, Relaxed);
         let shared = Arc::new(shared);
-        let tunnel = Tunnel::new(backend, shared.sessions.clone(), Box::new(SystemRng));
+        let mut tunnel = Tunnel::new(backend, shared.sessions.clone(), Box::new(SystemRng));
+        tunnel.set_aes(config.aes);
         let keeper_counters = shared.counters[count].clone();
         let core = Arc::new(Mutex::new(Core::new(tunnel, sockets.clone(), options, shared.clone(), keeper_counters)));
         let closed = Arc::new((Mutex::new(None), Condvar::new()));
@@ -248,6 +252,12 @@ impl Engine {
     #[must_use]
     pub fn state(&self) -> State {
         lock(&self.0.core).state()
+    }
+
+    /// How many peers have a session with each cipher.
+    #[must_use]
+    pub fn sessions(&self) -> [(Cipher, usize); 2] {
+        lock(&self.0.core).sessions(clock::now())
     }
 
     /// All counters, summed over shards and keeper.

@@ -1,6 +1,7 @@
 //! The slow path: handshakes, timers, table changes. One thread; shards never wait for it.
 
 use crate::config::{PeerState, State, Update};
+use crate::crypto::Cipher;
 use crate::io::{clock, udp};
 use crate::path::Path;
 use crate::shared::{KEEPER_QUEUE, Shared, ToKeeper, ToShard};
@@ -160,6 +161,9 @@ impl Core {
                 audience_changed |= translation.is_some() != peer.translation().is_some();
                 peer.set_translation(translation);
             }
+            if let Some(aes) = u.aes {
+                peer.set_aes(aes);
+            }
             if u.replace_allowed_ips {
                 routes_changed |= self.clear_prefixes(&peer);
             }
@@ -255,10 +259,12 @@ impl Core {
     /// The interface as it is.
     #[must_use]
     pub fn state(&self) -> State {
+        let now = clock::now();
         let peer = |p: &Arc<Peer>| PeerState {
             public_key: p.public_key,
             preshared_key: self.tunnel.preshared_key(&p.public_key).cloned().unwrap_or_else(PresharedKey::default),
             path: p.path(),
+            cipher: cipher_of(p, now),
             last_handshake: p.last_handshake(),
             last_sent: p.last_sent(),
             last_received: p.last_received(),
@@ -277,6 +283,12 @@ impl Core {
             fwmark: self.options.fwmark,
             peers: self.tunnel.peers().map(peer).collect(),
         }
+    }
+
+    /// How many peers have a session with each cipher.
+    #[must_use]
+    pub fn sessions(&self, now: Time) -> [(Cipher, usize); 2] {
+        Cipher::ALL.map(|c| (c, self.tunnel.peers().filter(|p| cipher_of(p, now) == Some(c)).count()))
     }
 
     /// Sends peer `key`'s datagrams over `path` from now on; false if there is no such peer.
@@ -375,6 +387,11 @@ impl Core {
             }
         }
     }
+}
+
+/// The cipher of the session in use.
+fn cipher_of(peer: &Peer, now: Time) -> Option<Cipher> {
+    peer.current().filter(|s| !s.expired(now)).map(|s| s.cipher())
 }
 
 /// The keeper's loop; returns when told to stop.

@@ -8,13 +8,14 @@ mod testing;
 #[path = "pipeline/world.rs"]
 mod world;
 
+use dataplane::crypto::Cipher;
 use dataplane::io::memory::Arrival;
 use dataplane::packet::Split;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 use testing::{Packet, super_packet};
-use world::{Node, OFFLOADS, address, joined};
+use world::{Node, OFFLOADS, address, joined, joined_by};
 
 /// Counts this thread's allocations while it is told to.
 struct Counting;
@@ -114,8 +115,8 @@ const TURNS: usize = 1000;
 
 #[test]
 fn sending_allocates_nothing() {
-    for (name, load) in LOADS {
-        let (mut a, _b) = joined(OFFLOADS);
+    for ((name, load), cipher) in LOADS.into_iter().flat_map(|l| Cipher::ALL.map(|c| (l, c))) {
+        let (mut a, _b) = joined_by(OFFLOADS, cipher);
         a.shard.driver().keep = false;
         let mut counted = 0;
         for n in 0..WARM_UP + TURNS {
@@ -124,7 +125,7 @@ fn sending_allocates_nothing() {
             counted += if n < WARM_UP { 0 } else { c };
         }
         assert!(a.counters().udp_out.load(Relaxed) >= TURNS as u64 * 20);
-        assert_eq!(counted, 0, "allocations in {TURNS} turns of {name}");
+        assert_eq!(counted, 0, "allocations in {TURNS} turns of {name} with {cipher}");
         a.stop();
     }
 }
@@ -153,8 +154,8 @@ fn sending_allocates_nothing_while_the_socket_is_full_now_and_then_or_cannot_seg
 
 #[test]
 fn receiving_allocates_nothing() {
-    for (name, load) in LOADS {
-        let (mut a, mut b) = joined(OFFLOADS);
+    for ((name, load), cipher) in LOADS.into_iter().flat_map(|l| Cipher::ALL.map(|c| (l, c))) {
+        let (mut a, mut b) = joined_by(OFFLOADS, cipher);
         b.shard.driver().keep = false;
         let mut counted = 0;
         for n in 0..WARM_UP + TURNS {
@@ -164,7 +165,7 @@ fn receiving_allocates_nothing() {
             counted += if n < WARM_UP { 0 } else { c };
         }
         assert!(b.counters().tun_out.load(Relaxed) >= TURNS as u64 * 20);
-        assert_eq!(counted, 0, "allocations in {TURNS} turns of {name}");
+        assert_eq!(counted, 0, "allocations in {TURNS} turns of {name} with {cipher}");
         b.assert_drops(&[]);
         b.stop();
     }

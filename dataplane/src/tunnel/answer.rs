@@ -1,11 +1,14 @@
 //! What happens because a handshake message came (the paper, section 5.4).
 
+use super::agreement::Sign;
 use super::engine::Tunnel;
 use super::limits::INITIATION_INTERVAL;
 use super::message::{Message, index_at};
-use super::noise::{Initiation, RawKeys};
+use super::noise::Initiation;
 use super::session::{Keys, Origin};
+use super::timestamp::wants_aes;
 use super::{Output, Peer, Session};
+use crate::crypto::Cipher;
 use crate::stats::Drop;
 use crate::{Path, Time, WallTime};
 use ipop_ebpf::{Kind, classify};
@@ -77,7 +80,9 @@ impl Tunnel {
         }
         let remote_index = initiation.remote_index;
         let timestamp = initiation.timestamp;
-        let index = self.sessions.reserve(random).ok_or(REFUSED)?;
+        // It says whether it would; whether we do is in our index.
+        let aes = wants_aes(&timestamp) && entry.peer.aes();
+        let index = self.sessions.reserve(Sign::of(message).index(random, aes)).ok_or(REFUSED)?;
         let Some((mut response, keys)) = initiation.respond(&entry.psk, index) else {
             self.sessions.free(index);
             return Err(REFUSED);
@@ -85,7 +90,8 @@ impl Tunnel {
         entry.accepted = Some((timestamp, now));
         entry.last_session = Some(now);
         let peer = entry.peer.clone();
-        let keys = Keys { send: self.backend.key(&keys.send), recv: self.backend.key(&keys.recv) };
+        let cipher = if aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
+        let keys = Keys::new(cipher, self.backend, keys);
         let origin = Origin { now, wall, initiator: false };
         let session = Arc::new(Session::new(peer.clone(), index, remote_index, keys, origin));
         // Published before the response can be answered.
@@ -94,7 +100,7 @@ impl Tunnel {
         peer.activity.received(now, message.len() as u64, false);
         peer.roam(from);
         entry.seal(now, &mut response);
-        tracing::debug!(peer = %peer.public_key, path = %from, "answering handshake initiation");
+        tracing::debug!(peer = %peer.public_key, path = %from, %cipher, "answering handshake initiation");
         self.push(Output::Send { path: from, message: Message::new(&response), peer: Some(peer) });
         Ok(())
     }
@@ -105,14 +111,16 @@ impl Tunnel {
         let id = *self.pending.get(&local_index)?;
         let entry = self.peers.get_mut(&id)?;
         let pending = entry.attempt.as_mut()?.pending.as_mut()?;
-        let RawKeys { send, recv } = pending.handshake.finish(&entry.psk, message)?;
+        let keys = pending.handshake.finish(&entry.psk, message)?;
+        let aes = pending.aes.is_some_and(|sign| sign.is_in(remote_index));
 
         // The index goes from the handshake to the session.
         entry.attempt = None;
         entry.last_session = Some(now);
         let peer = entry.peer.clone();
         self.pending.remove(&local_index);
-        let keys = Keys { send: self.backend.key(&send), recv: self.backend.key(&recv) };
+        let cipher = if aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
+        let keys = Keys::new(cipher, self.backend, keys);
         let origin = Origin { now, wall, initiator: true };
         let session = Arc::new(Session::new(peer.clone(), local_index, remote_index, keys, origin));
         self.sessions.publish(session.clone());
@@ -120,7 +128,7 @@ impl Tunnel {
         peer.activity.received(now, message.len() as u64, false);
         peer.roam(from);
         peer.request_done();
-        tracing::debug!(peer = %peer.public_key, path = %from, "handshake complete");
+        tracing::debug!(peer = %peer.public_key, path = %from, %cipher, "handshake complete");
         // The responder may not send until it has heard from us (section 5.4.6).
         self.send_keepalive(now, wall, id);
         self.push(Output::Established { peer });

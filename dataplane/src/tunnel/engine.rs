@@ -32,6 +32,8 @@ pub struct Tunnel {
     pub(super) pending: HashMap<u32, u32>,
     pub(super) limiter: Limiter,
     outputs: VecDeque<Output>,
+    /// New peers are taken for willing to have AES-256-GCM.
+    aes: bool,
     /// The last turn of the timers, and the peer that it got to.
     pub(super) turn: Time,
     pub(super) cursor: u32,
@@ -60,9 +62,15 @@ impl Tunnel {
             pending: HashMap::new(),
             limiter: Limiter::default(),
             outputs: VecDeque::new(),
+            aes: false,
             turn: Time::ZERO,
             cursor: 0,
         }
+    }
+
+    /// Whether peers that are added from now on are taken for willing to have AES-256-GCM ([`Peer::set_aes`]).
+    pub const fn set_aes(&mut self, aes: bool) {
+        self.aes = aes;
     }
 
     /// Takes on an identity, or none. Sessions and handshakes of the one before end. A peer whose key is our
@@ -120,6 +128,7 @@ impl Tunnel {
         let entry = Entry::new(id, key, self.sessions.clone());
         let peer = entry.peer.clone();
         peer.set_yields(own.is_some_and(|own| own < key));
+        peer.set_aes(self.aes);
         peer.activity.set_jitter(self.jitter());
         self.peers.insert(id, entry);
         self.by_key.insert(key, id);

@@ -1,5 +1,6 @@
 //! A peer as the keeper sees it: what only handshakes and timers need.
 
+use super::agreement::Sign;
 use super::cookie::cookie_key;
 use super::limits::{COOKIE_LIFETIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, ZERO_KEYS_AFTER};
 use super::mac::{Mac, MacVerifier};
@@ -47,6 +48,8 @@ pub(super) struct Attempt {
 pub(super) struct Pending {
     pub(super) index: u32,
     pub(super) handshake: Initiator,
+    /// It said that we would take AES-256-GCM: how the index of an answer looks that takes it.
+    pub(super) aes: Option<Sign>,
 }
 
 impl Attempt {

@@ -6,6 +6,7 @@
 //! Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", <https://www.wireguard.com/papers/wireguard.pdf>.
 
 mod activity;
+mod agreement;
 mod answer;
 mod cookie;
 mod engine;

@@ -39,6 +39,8 @@ pub struct Peer {
     removed: AtomicBool,
     /// Of two sessions opened at the same time from both ends, ours is the one that is given up.
     yields: AtomicBool,
+    /// We would take AES-256-GCM.
+    aes: AtomicBool,
 }
 
 /// What becomes of packets while a peer has no path.
@@ -79,6 +81,7 @@ impl Peer {
             demand: AtomicU8::new(Demand::None as u8),
             removed: AtomicBool::new(false),
             yields: AtomicBool::new(false),
+            aes: AtomicBool::new(false),
         }
     }
 
@@ -132,6 +135,18 @@ impl Peer {
     /// Whoever finds paths could not be told, or there is one: the next packet without one tells again.
     pub fn found(&self) {
         let _ = self.demand.compare_exchange(Demand::Told as u8, Demand::Tell as u8, Relaxed, Relaxed);
+    }
+
+    /// Whether sessions with it may have AES-256-GCM. They do if it says the same: a peer that is not known to have it
+    /// should not be taken for willing (see `agreement`).
+    pub fn set_aes(&self, aes: bool) {
+        self.aes.store(aes, Relaxed);
+    }
+
+    /// Whether sessions with it may have AES-256-GCM, from the next handshake on.
+    #[must_use]
+    pub fn aes(&self) -> bool {
+        self.aes.load(Relaxed)
     }
 
     /// When an authentic datagram last came from it.

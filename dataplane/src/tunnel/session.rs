@@ -1,10 +1,12 @@
 //! A session: one pair of transport keys.
 
+use super::limits::{AES_REJECT_AFTER_MESSAGES, AES_REKEY_AFTER_MESSAGES};
 use super::limits::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES};
 use super::limits::{REKEY_AFTER_TIME, REKEY_ON_RECEIVE_AFTER};
+use super::noise::RawKeys;
 use super::peer::Peer;
 use super::replay::ReplayWindow;
-use crate::crypto::Key;
+use crate::crypto::{Backend, Cipher, Key};
 use crate::{Time, WallTime};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -30,10 +32,30 @@ pub struct Session {
     peer: Arc<Peer>,
 }
 
-/// The expanded keys of both directions.
+/// The expanded keys of both directions, for one cipher.
 pub(super) struct Keys {
-    pub(super) send: Key,
-    pub(super) recv: Key,
+    send: Key,
+    recv: Key,
+    cipher: Cipher,
+    /// What was expanded: which key a packet was sealed with.
+    #[cfg(test)]
+    pub(super) raw: [[u8; 32]; 2],
+}
+
+impl Keys {
+    /// Of the keys that a handshake made; those end here.
+    pub(super) fn new(cipher: Cipher, backend: Backend, made: RawKeys) -> Self {
+        Self {
+            send: cipher.key(backend, &made.send),
+            recv: cipher.key(backend, &made.recv),
+            cipher,
+            #[cfg(test)]
+            raw: [made.send, made.recv].map(|k| match cipher {
+                Cipher::ChaCha20Poly1305 => *k,
+                Cipher::Aes256Gcm => *crate::crypto::aes_key(&k),
+            }),
+        }
+    }
 }
 
 /// When and by whom a session was made.
@@ -68,12 +90,25 @@ impl Session {
         // Not a plain `fetch_add`: refused calls must not creep towards 2^64, where counters would repeat.
         let mut first = self.counter.load(Relaxed);
         loop {
-            let next = first.checked_add(n).filter(|next| *next <= REJECT_AFTER_MESSAGES)?;
+            let next = first.checked_add(n).filter(|next| *next <= self.last_message())?;
             match self.counter.compare_exchange_weak(first, next, Relaxed, Relaxed) {
                 Ok(_) => return Some(first),
                 Err(now) => first = now,
             }
         }
+    }
+
+    const fn last_message(&self) -> u64 {
+        match self.keys.cipher {
+            Cipher::ChaCha20Poly1305 => REJECT_AFTER_MESSAGES,
+            Cipher::Aes256Gcm => AES_REJECT_AFTER_MESSAGES,
+        }
+    }
+
+    /// The cipher of both directions.
+    #[must_use]
+    pub const fn cipher(&self) -> Cipher {
+        self.keys.cipher
     }
 
     /// The key for what we send.
@@ -132,7 +167,11 @@ impl Session {
 
     /// Something is to be sent on it: is it time to renew it (section 6.2)?
     pub(super) fn renew_on_send(&self, now: Time) -> bool {
-        self.counter.load(Relaxed) >= REKEY_AFTER_MESSAGES || self.renew_at(now, REKEY_AFTER_TIME)
+        let messages = match self.keys.cipher {
+            Cipher::ChaCha20Poly1305 => REKEY_AFTER_MESSAGES,
+            Cipher::Aes256Gcm => AES_REKEY_AFTER_MESSAGES,
+        };
+        self.counter.load(Relaxed) >= messages || self.renew_at(now, REKEY_AFTER_TIME)
     }
 
     /// Something was received on it: is it time to renew it (section 6.2)?
@@ -161,6 +200,11 @@ impl Session {
     }
 
     #[cfg(test)]
+    pub(super) const fn raw_keys(&self) -> &[[u8; 32]; 2] {
+        &self.keys.raw
+    }
+
+    #[cfg(test)]
     pub(super) fn set_counter(&self, counter: u64) {
         self.counter.store(counter, Relaxed);
     }
@@ -173,6 +217,7 @@ impl fmt::Debug for Session {
             .field("local_index", &self.local_index)
             .field("remote_index", &self.remote_index)
             .field("initiator", &self.initiator)
+            .field("cipher", &self.keys.cipher)
             .field("live", &self.live())
             .finish_non_exhaustive()
     }

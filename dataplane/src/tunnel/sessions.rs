@@ -11,6 +11,8 @@ const CHUNK: usize = 1024;
 const CHUNKS: usize = MAX_SESSIONS.div_ceil(CHUNK);
 const SLOT_BITS: u32 = MAX_SESSIONS.next_power_of_two().trailing_zeros();
 const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
+/// The bits of an index that are random, 14 of them.
+pub(super) const RANDOM_BITS: u32 = !SLOT_MASK;
 
 type Chunk = Box<[ArcSwapOption<Session>]>;
 
@@ -68,7 +70,7 @@ impl SessionTable {
             }
             None => return None,
         };
-        let index = (random & !SLOT_MASK) | slot;
+        let index = (random & RANDOM_BITS) | slot;
         *a.taken.get_mut(slot as usize)? = Some(index);
         Some(index)
     }

@@ -1,5 +1,6 @@
 //! Everything that happens because time passed (the paper, section 6).
 
+use super::agreement::Sign;
 use super::engine::Tunnel;
 use super::entry::{Entry, Pending};
 use super::limits::{MAX_PEERS_PER_TURN, REKEY_JITTER, REKEY_TIMEOUT, TURN_PAUSE};
@@ -135,14 +136,16 @@ impl Tunnel {
         }
         let Some(path) = entry.peer.path() else { return };
         let Some(index) = self.sessions.reserve(random) else { return };
-        let timestamp = entry.clock.next(wall);
+        let aes = entry.peer.aes();
+        let timestamp = entry.clock.next(wall, aes);
         let Some((handshake, mut message)) =
             Initiator::start(&own.keys, &entry.peer.public_key, index, &timestamp, entropy)
         else {
             self.sessions.free(index);
             return;
         };
-        attempt.pending = Some(Pending { index, handshake });
+        let aes = aes.then(|| Sign::of(&message));
+        attempt.pending = Some(Pending { index, handshake, aes });
         self.pending.insert(index, id);
         entry.seal(now, &mut message);
         let peer = entry.peer.clone();

@@ -3,6 +3,7 @@
 use crate::testing::{Packet, super_packet};
 use crate::world::*;
 use crate::{MSS, bulk, packets, plain, udp};
+use dataplane::crypto::Cipher;
 use dataplane::shard::TunFormat;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -10,7 +11,12 @@ use std::time::Duration;
 /// Sends `reads` from node 1 to node 2 and returns what node 2 wrote; nothing may be dropped.
 #[track_caller]
 fn through(reads: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let (mut a, mut b) = joined(OFFLOADS);
+    through_by(reads, Cipher::ChaCha20Poly1305)
+}
+
+#[track_caller]
+fn through_by(reads: &[Vec<u8>], cipher: Cipher) -> Vec<Vec<u8>> {
+    let (mut a, mut b) = joined_by(OFFLOADS, cipher);
     for r in reads {
         a.read(r.clone());
     }
@@ -29,6 +35,15 @@ fn tcp_super_packets_arrive_as_super_packets_with_every_byte() {
     let written = through(&reads);
     assert_eq!(packets(&written), packets(&reads));
     assert!(written.len() <= 25, "{} writes for 20 super-packets", written.len());
+}
+
+#[test]
+fn what_is_sealed_by_either_cipher_arrives_the_same() {
+    let mut reads: Vec<_> = (0..20).map(|n| bulk(n, 45 * MSS + 100)).collect();
+    reads.extend((0..60).map(|n| udp(n, n * 20)));
+    let [chacha, aes] = Cipher::ALL.map(|c| through_by(&reads, c));
+    assert_eq!(packets(&aes), packets(&reads));
+    assert_eq!(chacha, aes);
 }
 
 #[test]

@@ -85,3 +85,21 @@ fn multicast_is_off_until_it_is_switched_on_and_again_when_switched_off() {
     k.apply(Update { multicast: Some(None), ..Update::default() });
     assert_eq!(k.shared.multicast(), None);
 }
+
+#[test]
+fn a_peer_is_willing_to_have_aes_while_it_is_said_so_and_a_forced_interface_says_so_of_new_ones() {
+    let mut tunnel = Tunnel::new(Backend::AwsLc, Arc::default(), Box::new(Seeded(1)));
+    assert!(!tunnel.add_peer(public(1)).expect("room").aes());
+    tunnel.set_aes(true);
+    assert!(tunnel.add_peer(public(2)).expect("room").aes());
+    assert!(!tunnel.add_peer(public(1)).expect("known").aes());
+
+    let mut k = Keeper::new();
+    let of = |k: &Keeper| k.shared.routes.load().lookup(friend(1).lease.into()).map(|p| p.aes());
+    k.peer(1, |p| p.allowed_ips = vec![(format!("{}/32", friend(1).lease).parse().expect("a prefix"), true)]);
+    for (change, is) in [(None, false), (Some(true), true), (None, true), (Some(false), false)] {
+        k.peer(1, |p| p.aes = change);
+        assert_eq!(of(&k), Some(is));
+    }
+    assert_eq!(k.core.state().peers[0].cipher, None, "there is no session");
+}

@@ -1,6 +1,6 @@
 //! Nodes in memory: a shard over [`Memory`], a tunnel, and what the keeper does between them, in virtual time.
 
-use dataplane::crypto::Backend;
+use dataplane::crypto::{Backend, Cipher};
 use dataplane::io::event::Bell;
 use dataplane::io::memory::{Arrival, Memory};
 use dataplane::shard::{Next, Shard, TunFormat};
@@ -325,12 +325,22 @@ pub(crate) fn strangers(tun: TunFormat) -> (Node, Node) {
 
 /// The same two nodes with a session that both send on.
 pub(crate) fn joined(tun: TunFormat) -> (Node, Node) {
+    joined_by(tun, Cipher::ChaCha20Poly1305)
+}
+
+/// The same with this cipher.
+pub(crate) fn joined_by(tun: TunFormat, cipher: Cipher) -> (Node, Node) {
     let (mut a, mut b) = strangers(tun);
     let peer = a.tunnel.peer(&public(2)).expect("a peer");
+    let back = b.tunnel.peer(&public(1)).expect("a peer");
+    for p in [&peer, &back] {
+        p.set_aes(cipher == Cipher::Aes256Gcm);
+    }
     a.shared.request_handshake(&peer);
     settle(&mut a, &mut b);
-    let back = b.tunnel.peer(&public(1)).expect("a peer");
-    assert!(peer.current().is_some() && back.current().is_some(), "both have a session");
+    for p in [peer, back] {
+        assert_eq!(p.current().map(|s| s.cipher()), Some(cipher), "both have a session");
+    }
     (a, b)
 }
 

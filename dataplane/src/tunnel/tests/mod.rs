@@ -1,7 +1,9 @@
 //! Tunnels against tunnels, in virtual time.
 
+mod cipher;
 mod cookies;
 mod handshakes;
+mod nonces;
 mod simulation;
 mod timers;
 
