@@ -12,8 +12,8 @@ pub use node::{
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dataplane::crypto::Backend;
-use dataplane::{Config, IoChoice};
+use dataplane::crypto::{Backend, Cipher};
+use dataplane::{CipherChoice, Config, IoChoice};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -112,6 +112,13 @@ pub struct RunArgs {
     /// Stay in the foreground (also WG_PROCESS_FOREGROUND=1)
     #[arg(short, long)]
     pub foreground: bool,
+    /// Cipher (auto, chacha20poly1305, aes256gcm); aes256gcm with peers that are told the same
+    ///
+    /// aes256gcm is for ipop-fast at both ends: each says so in the handshake, and a peer that does not gets
+    /// ChaCha20-Poly1305 as from any WireGuard. auto is ChaCha20-Poly1305 too, as nobody tells here what a peer has.
+    /// Nodes of `ipop-fast up` tell each other: there it is cipher in the file
+    #[arg(long, env = "IPOP_FAST_CIPHER", value_name = "NAME", default_value = "chacha20poly1305")]
+    pub cipher: CipherChoice,
     /// How packets are carried.
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -168,7 +175,7 @@ impl RunArgs {
     /// The engine's settings.
     #[must_use]
     pub fn config(&self) -> Config {
-        self.engine.config()
+        Config { aes: self.cipher == CipherChoice::Only(Cipher::Aes256Gcm), ..self.engine.config() }
     }
 
     /// TUN queues to ask for: one a shard.
@@ -185,6 +192,7 @@ impl EngineArgs {
         Config {
             io: self.io,
             aead: self.aead.0,
+            aes: false,
             pin: match self.pin {
                 Pin::On => Some(true),
                 Pin::Off => Some(false),
@@ -269,6 +277,7 @@ mod tests {
             "--io=mmsg",
             "--shards=3",
             "--aead=portable",
+            "--cipher=aes256gcm",
             "--pin=off",
             "--no-udp-gso",
             "--no-udp-gro",
@@ -282,6 +291,10 @@ mod tests {
         assert_eq!((c.io, c.pin, a.queues()), (IoChoice::Mmsg, Some(false), 3));
         assert_eq!((c.udp_gso, c.udp_gro, c.tun_gso), (false, false, false));
         assert_eq!((c.aead, c.receive_buffer), (Some(Backend::Portable), Some(4 << 20)));
+        assert!(c.aes);
+        for args in [&["wg0"][..], &["--cipher=auto", "wg0"], &["--cipher=chacha20poly1305", "wg0"]] {
+            assert!(!run(args).expect("valid").config().aes, "{args:?}");
+        }
         let c = run(&["wg0"]).expect("valid").config();
         assert_eq!((c.io, c.pin, c.aead), (IoChoice::Auto, None, None));
         assert!(c.udp_gso && c.udp_gro && c.tun_gso && c.receive_buffer.is_none());
@@ -311,6 +324,7 @@ mod tests {
             &["--shards=0", "wg0"],
             &["--shards=65", "wg0"],
             &["--aead=rot13", "wg0"],
+            &["--cipher=rot13", "wg0"],
             &["--pin=maybe", "wg0"],
             &["--receive-buffer=-1", "wg0"],
             &["--receive-buffer=4G", "wg0"],

@@ -78,6 +78,9 @@ async fn serve(
     let gone = file.gone();
     tokio::pin!(uapi, links, gone);
     tracing::info!("{name}: {}", describe(&engine.capabilities()));
+    if engine.capabilities().aes && !dataplane::crypto::has_aes() {
+        tracing::warn!("{name}: this CPU has no AES instructions: without --cipher aes256gcm it would be faster");
+    }
     started();
     loop {
         return tokio::select! {
@@ -149,7 +152,8 @@ fn describe(c: &Capabilities) -> String {
     let on = if on.is_empty() { "none".to_owned() } else { on };
     let off = if off.is_empty() { String::new() } else { format!(", without {off}") };
     let shards = if c.shards == 1 { "1 shard".to_owned() } else { format!("{} shards", c.shards) };
-    format!("running on {}{note}, cipher {}, {shards}, offloads: {on}{off}", c.io, c.aead)
+    let aes = if c.aes { " (AES-256-GCM with peers that take it)" } else { "" };
+    format!("running on {}{note}, cipher {}{aes}, {shards}, offloads: {on}{off}", c.io, c.aead)
 }
 
 #[cfg(test)]
@@ -162,6 +166,7 @@ mod tests {
             io: "mmsg",
             io_note: Some("io_uring is disabled by kernel.io_uring_disabled".to_owned()),
             aead: "aws-lc",
+            aes: false,
             shards: 2,
             pinned: false,
             tun_vnet: true,
@@ -177,5 +182,7 @@ mod tests {
             "running on mmsg (io_uring is disabled by kernel.io_uring_disabled), cipher aws-lc, 2 shards, \
              offloads: tun tso gso gro, without uso"
         );
+        let c = Capabilities { aes: true, ..c };
+        assert!(describe(&c).contains("cipher aws-lc (AES-256-GCM with peers that take it), 2 shards"));
     }
 }

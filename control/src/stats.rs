@@ -4,6 +4,7 @@ use crate::Error;
 use crate::cli::StatsArgs;
 use crate::uapi::socket;
 use dataplane::Capabilities;
+use dataplane::crypto::Cipher;
 use dataplane::stats::Stats;
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,7 @@ struct Answer<'a> {
     capabilities: Chosen<'a>,
     traffic: Counters<'a>,
     drops: Counters<'a>,
+    sessions: Counters<'a>,
 }
 
 #[derive(Serialize)]
@@ -34,6 +36,7 @@ struct Chosen<'a> {
     io: &'a str,
     io_note: Option<&'a str>,
     aead: &'a str,
+    aes: bool,
     shards: usize,
     tun_vnet: bool,
     tun_tso: bool,
@@ -56,13 +59,14 @@ impl Serialize for Counters<'_> {
     }
 }
 
-/// Counters and capabilities of `interface` as one line of JSON.
+/// Counters and capabilities of `interface`, and how many peers have a session with which cipher, as one line of JSON.
 #[must_use]
-pub fn to_json(interface: &str, c: &Capabilities, stats: &Stats) -> String {
+pub fn to_json(interface: &str, c: &Capabilities, stats: &Stats, sessions: [(Cipher, usize); 2]) -> String {
     let capabilities = Chosen {
         io: c.io,
         io_note: c.io_note.as_deref(),
         aead: c.aead,
+        aes: c.aes,
         shards: c.shards,
         tun_vnet: c.tun_vnet,
         tun_tso: c.tun_tso,
@@ -74,8 +78,10 @@ pub fn to_json(interface: &str, c: &Capabilities, stats: &Stats) -> String {
     };
     let version = env!("CARGO_PKG_VERSION");
     let (traffic, drops) = (Counters(&stats.traffic), Counters(&stats.drops));
+    let sessions = sessions.map(|(cipher, n)| (cipher.name(), n as u64));
+    let sessions = Counters(&sessions);
     // Strings, numbers and maps with string keys only: nothing that JSON refuses.
-    serde_json::to_string(&Answer { interface, version, capabilities, traffic, drops }).unwrap_or_default()
+    serde_json::to_string(&Answer { interface, version, capabilities, traffic, drops, sessions }).unwrap_or_default()
 }
 
 #[derive(Deserialize)]
@@ -85,6 +91,9 @@ struct Received {
     capabilities: Map<String, Value>,
     traffic: Map<String, Value>,
     drops: Map<String, Value>,
+    /// Peers that have a session, by cipher.
+    #[serde(default)]
+    sessions: Map<String, Value>,
 }
 
 /// Shows the counters of one interface or of all.
@@ -190,6 +199,7 @@ fn show(line: &str, json: bool) -> Result<String, Error> {
     };
     rows("traffic", &r.traffic, true);
     rows("drops", &r.drops, false);
+    rows("sessions", &r.sessions, false);
     Ok(out)
 }
 
@@ -207,6 +217,7 @@ mod tests {
             io: "mmsg",
             io_note: None,
             aead: "aws-lc",
+            aes: true,
             shards: 2,
             pinned: false,
             tun_vnet: true,
@@ -217,11 +228,13 @@ mod tests {
             receive_buffer: 1,
             send_buffer: 1,
         };
-        let line = to_json("wg0", &chosen, &Stats::sum([&c]));
+        let sessions = [(Cipher::ChaCha20Poly1305, 0), (Cipher::Aes256Gcm, 2)];
+        let line = to_json("wg0", &chosen, &Stats::sum([&c]), sessions);
         assert!(!line.contains('\n'));
         let table = show(&line, false).expect("understood");
         let has = |name: &str, n: &str| table.lines().any(|l| l.split_whitespace().eq([name, n]));
         assert!(has("udp_datagrams_in", "12") && has("udp_datagrams_out", "0") && has("forged", "3"), "{table}");
+        assert!(has("aes256gcm", "2") && !table.contains("chacha20poly1305"), "{table}");
         assert!(!table.contains("replayed"));
         assert_eq!(show(&line, true).expect("json"), line + "\n");
     }

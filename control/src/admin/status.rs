@@ -18,6 +18,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// The XMPP connection.
     pub xmpp: XmppStatus,
+    /// Which cipher links get, and why.
+    #[serde(default)]
+    pub cipher: CipherStatus,
     /// STUN and TURN servers.
     pub servers: Vec<ServerStatus>,
     /// Bare JIDs of those who ask to be friends.
@@ -59,6 +62,19 @@ pub struct FriendNode {
     pub address: Option<String>,
     /// It is there.
     pub online: bool,
+}
+
+/// Which cipher links get, and why.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CipherStatus {
+    /// `auto`, `chacha20poly1305` or `aes256gcm`, as configured.
+    pub setting: String,
+    /// AES-256-GCM is offered to the other nodes: links to those that offer it too get it.
+    pub aes256gcm: bool,
+    /// As measured at the start, GB/s of one core.
+    pub chacha20poly1305_gb_s: f64,
+    /// As measured at the start, GB/s of one core.
+    pub aes256gcm_gb_s: f64,
 }
 
 /// The XMPP connection.
@@ -165,6 +181,9 @@ pub struct LinkStatus {
     pub pair: Option<String>,
     /// Why this path, or why none: `relayed because ...`.
     pub why: String,
+    /// Cipher of the session in use: `chacha20poly1305` or `aes256gcm`.
+    #[serde(default)]
+    pub cipher: Option<String>,
     /// Round trip in milliseconds.
     pub rtt_ms: Option<f64>,
     /// Payload bytes to it.

@@ -19,6 +19,7 @@ pub use problem::{Problem, Problems};
 pub use secret::read_secret;
 pub use sections::{Surroundings, parse};
 
+use dataplane::CipherChoice;
 use dataplane::table::Prefix;
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -91,6 +92,8 @@ pub struct NodeConfig {
     pub name: String,
     /// Private key, pinned keys, leases.
     pub state_dir: PathBuf,
+    /// Which cipher links get to nodes that have a choice too.
+    pub cipher: CipherChoice,
     /// The account.
     pub xmpp: XmppConfig,
     /// At least one.

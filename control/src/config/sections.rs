@@ -8,6 +8,7 @@ use super::{
     DEFAULT_STATE_DIR, IceConfig, MAX_NETWORKS, MAX_SERVERS, NamesConfig, NodeConfig, PASSWORD_VARIABLE, SOCKET_DIR,
     TurnConfig, XmppConfig, secret,
 };
+use dataplane::CipherChoice;
 use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 use zeroize::Zeroizing;
@@ -84,6 +85,7 @@ pub fn parse(file: &Path, text: &str, around: &Surroundings) -> Result<NodeConfi
 fn document_of(document: &DeTable<'_>, around: &Surroundings, report: &mut Report) -> Option<NodeConfig> {
     let known = ["node", "xmpp", "network", "ice", "names"];
     let hint = |key: &str| match key {
+        "cipher" => Some("belongs below a line [node]".to_owned()),
         "jid" | "password_file" => Some("belongs below a line [xmpp]".to_owned()),
         "group" | "muc" | "address" | "subnet" | "allow" | "leases" => {
             Some("belongs below a line [[network]]".to_owned())
@@ -93,7 +95,7 @@ fn document_of(document: &DeTable<'_>, around: &Surroundings, report: &mut Repor
     let root = Section::new(document, 0..0, "", &known, hint, report);
     let mut notes = Vec::new();
     let node = root.table(report, "node");
-    let (name, state_dir, control_socket) = node_section(node.as_ref(), around, report);
+    let (name, state_dir, control_socket, cipher) = node_section(node.as_ref(), around, report);
     let xmpp = match root.table(report, "xmpp") {
         Some((table, span)) => xmpp_section(table, span, around, report, &mut notes),
         None if root.has("xmpp") => None,
@@ -119,6 +121,7 @@ fn document_of(document: &DeTable<'_>, around: &Surroundings, report: &mut Repor
     Some(NodeConfig {
         name,
         state_dir,
+        cipher,
         xmpp: xmpp?,
         networks: networks.into_iter().map(|n| n.config).collect(),
         ice: ice.unwrap_or_default(),
@@ -132,11 +135,12 @@ fn node_section(
     section: Option<&(&DeTable<'_>, std::ops::Range<usize>)>,
     around: &Surroundings,
     report: &mut Report,
-) -> (String, PathBuf, PathBuf) {
-    let known = ["name", "state_dir", "control_socket"];
+) -> (String, PathBuf, PathBuf, CipherChoice) {
+    let known = ["name", "state_dir", "control_socket", "cipher"];
     let section = section.map(|(table, span)| Section::new(table, span.clone(), "node", &known, |_| None, report));
     let mut string = |key: &str| section.as_ref().and_then(|s| s.string(report, key));
     let (name, state_dir, socket) = (string("name"), string("state_dir"), string("control_socket"));
+    let cipher = string("cipher").and_then(|c| c.check(report, |c| c.parse::<CipherChoice>())).unwrap_or_default();
     let name = name.and_then(|n| n.check(report, |n| values::node_name(n))).unwrap_or_else(|| around.node_name());
     let state_dir = state_dir.map_or_else(|| PathBuf::from(DEFAULT_STATE_DIR), |d| around.path(&d.value));
     let control_socket = socket.as_ref().map_or_else(
@@ -149,7 +153,7 @@ fn node_section(
             path
         },
     );
-    (name, state_dir, control_socket)
+    (name, state_dir, control_socket, cipher)
 }
 
 fn xmpp_section(

@@ -110,6 +110,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((c.name.as_str(), c.state_dir.to_str()), ("host-7", Some("/var/lib/ipop-fast")));
     assert!(c.xmpp.server.is_none() && !c.xmpp.direct_tls && c.xmpp.ca_file.is_none());
     assert!(c.ice.stun.is_empty() && c.ice.turn.is_empty() && !c.ice.relay_private);
+    assert_eq!(c.cipher, CipherChoice::Auto);
     let [a, b] = c.networks.as_slice() else { panic!("two networks") };
     assert_eq!((a.interface.as_str(), b.interface.as_str()), ("ipop0", "ipop1"));
     assert!(matches!(a.address, AddressChoice::Within(p) if p.to_string() == "172.16.10.0/24"));
@@ -294,6 +295,7 @@ fn bad_values_elsewhere_are_told() {
     only(replaced("[xmpp]\n", "[xmpp]\nserver = \"::1\"\n"), "xmpp.server", "[::1]:5222");
     only(replaced("[xmpp]\n", "[xmpp]\nca_file = \"password\"\n"), "xmpp.ca_file", "no certificate");
     only(replaced("[xmpp]\n", "[node]\nname = \"a b\"\n[xmpp]\n"), "node.name", "letters, digits");
+    only(replaced("[xmpp]\n", "[node]\ncipher = \"rot13\"\n[xmpp]\n"), "node.cipher", "aes256gcm");
     let long = format!("[node]\ncontrol_socket = \"/{}\"\n[xmpp]\n", "x".repeat(107));
     only(replaced("[xmpp]\n", &long), "node.control_socket", "107 bytes");
     only(

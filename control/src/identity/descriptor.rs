@@ -1,7 +1,11 @@
 //! What a node tells the members of its networks about itself. Never where it is: endpoints travel in Jingle only.
 
+use dataplane::crypto::Cipher;
 use dataplane::table::Prefix;
 use dataplane::tunnel::PublicKey;
+
+/// The capability of a node that takes AES-256-GCM from those who have it as well.
+pub const AES: &str = Cipher::Aes256Gcm.name();
 
 /// One node, one device of one account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +18,14 @@ pub struct Descriptor {
     pub capabilities: Vec<String>,
     /// Its networks.
     pub networks: Vec<NetworkDescriptor>,
+}
+
+impl Descriptor {
+    /// Whether it takes AES-256-GCM.
+    #[must_use]
+    pub fn has_aes(&self) -> bool {
+        self.capabilities.iter().any(|c| c == AES)
+    }
 }
 
 /// What a node is in one network.

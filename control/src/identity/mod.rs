@@ -5,6 +5,6 @@ pub mod descriptor;
 pub mod keys;
 pub mod lock;
 
-pub use descriptor::{Descriptor, NetworkDescriptor};
+pub use descriptor::{AES, Descriptor, NetworkDescriptor};
 pub use keys::Keys;
 pub use lock::StateLock;

@@ -55,6 +55,8 @@ pub struct Inputs<'a> {
     pub secret: Option<&'a [u8]>,
     /// Take the others' routes.
     pub accept_routes: bool,
+    /// We have AES-256-GCM.
+    pub aes: bool,
     /// What must not be routed into this network: local routes (without default routes), STUN and TURN servers, where
     /// members' datagrams go, other networks and what is reached through them.
     pub underlay: &'a [Prefix],
@@ -75,6 +77,8 @@ pub struct Roll<'a> {
     pub network: &'a str,
     /// Our key.
     pub public_key: PublicKey,
+    /// We have AES-256-GCM.
+    pub aes: bool,
     /// Bare JIDs of the members.
     pub members: &'a HashSet<String>,
     /// All nodes that published something.
@@ -85,8 +89,8 @@ pub struct Roll<'a> {
 
 impl<'a> Inputs<'a> {
     const fn roll(&self) -> Roll<'a> {
-        let Self { network, members, nodes, pins, .. } = *self;
-        Roll { network, public_key: self.own.public_key, members, nodes, pins }
+        let Self { network, aes, members, nodes, pins, .. } = *self;
+        Roll { network, public_key: self.own.public_key, aes, members, nodes, pins }
     }
 }
 
@@ -109,6 +113,8 @@ pub struct PlannedPeer {
     pub allowed_ips: Vec<Prefix>,
     /// How its addresses are translated; in groups, not at all.
     pub translation: Option<Translation>,
+    /// It has AES-256-GCM, and so have we.
+    pub aes: bool,
 }
 
 /// A node that is not configured.
@@ -146,6 +152,8 @@ pub(super) struct Candidate<'a> {
     pub(super) jid: &'a str,
     pub(super) name: &'a str,
     pub(super) said: &'a NetworkDescriptor,
+    /// It has AES-256-GCM, and so have we.
+    pub(super) aes: bool,
     /// Pinned before, and when.
     pinned: Option<u64>,
 }
@@ -170,8 +178,18 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
         let allowed_ips = addresses.iter().chain(&routes).copied().collect();
         let psk = inputs.secret.map(|s| psk::psk(s, inputs.network, &inputs.own.public_key, &key));
         let (jid, name) = (c.jid.to_owned(), c.name.to_owned());
-        let translation = None;
-        plan.peers.push(PlannedPeer { jid, name, public_key: key, psk, addresses, routes, allowed_ips, translation });
+        let (translation, aes) = (None, c.aes);
+        plan.peers.push(PlannedPeer {
+            jid,
+            name,
+            public_key: key,
+            psk,
+            addresses,
+            routes,
+            allowed_ips,
+            translation,
+            aes,
+        });
     }
     shorten(&mut plan.warnings);
     plan
@@ -236,7 +254,8 @@ fn candidates<'a>(roll: &Roll<'a>, plan: &mut Plan) -> Vec<Candidate<'a>> {
                 continue;
             }
         };
-        candidates.insert(jid, Candidate { jid, name, said, pinned });
+        let aes = roll.aes && node.descriptor.has_aes();
+        candidates.insert(jid, Candidate { jid, name, said, aes, pinned });
     }
     plan.refused.sort_by(|a, b| a.jid.cmp(&b.jid));
     candidates.into_values().collect()

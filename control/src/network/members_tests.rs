@@ -39,6 +39,7 @@ struct World {
     members: HashSet<String>,
     pins: Pins,
     accept_routes: bool,
+    aes: bool,
     own: Vec<IpAddr>,
     online: HashSet<String>,
 }
@@ -49,7 +50,7 @@ impl World {
         let online = nodes.iter().map(|(j, _)| (*j).to_owned()).collect();
         let nodes = nodes.into_iter().map(|(j, d)| (j.to_owned(), d)).collect();
         let own = vec!["10.0.0.1".parse().expect("address")];
-        Self { nodes, members, pins: Pins::default(), accept_routes: true, own, online }
+        Self { nodes, members, pins: Pins::default(), accept_routes: true, aes: true, own, online }
     }
 
     fn with<T>(&self, f: impl FnOnce(&Inputs<'_>) -> T) -> T {
@@ -62,6 +63,7 @@ impl World {
             subnets: &prefixes(&["10.0.0.0/24"]),
             secret: Some(b"s"),
             accept_routes: self.accept_routes,
+            aes: self.aes,
             underlay: &prefixes(&["192.168.1.0/24", "198.51.100.7/32"]),
             members: &self.members,
             nodes: &nodes,
@@ -93,6 +95,21 @@ fn a_member_gets_its_addresses_its_routes_and_a_key_of_the_groups_secret() {
     assert!(p.warnings.is_empty() && p.refused.is_empty(), "{p:?}");
     let w = World { accept_routes: false, ..w };
     assert_eq!(allowed(&w.plan(), "a@x/d"), [stable(key(1)), "10.0.0.2/32".into()]);
+}
+
+#[test]
+fn aes_is_for_nodes_that_say_that_they_have_it_if_we_have_it() {
+    let mut has = node(key(1), 1, &["10.0.0.2/32"], &[]);
+    has.capabilities = vec!["other".to_owned(), "aes256gcm".to_owned()];
+    let mut w = World::new(vec![("a@x/d", has), ("b@x/d", node(key(2), 1, &["10.0.0.3/32"], &[]))]);
+    let aes = |w: &World| w.plan().peers.iter().map(|p| p.aes).collect::<Vec<_>>();
+    assert_eq!(aes(&w), [true, false]);
+    w.nodes[1].1.capabilities = vec!["AES256GCM".to_owned()];
+    w.aes = false;
+    assert_eq!(aes(&w), [false, false]);
+    w.aes = true;
+    w.nodes[1].1.capabilities = vec!["aes256gcm".to_owned()];
+    assert_eq!(aes(&w), [true, true], "a changed descriptor changes the plan");
 }
 
 #[test]

@@ -65,7 +65,14 @@ impl Node {
         let own_jid = self.jid.as_deref();
         let nodes = self.descriptors.iter().filter(|(jid, _)| Some(jid.as_str()) != own_jid);
         let nodes: Vec<_> = nodes.map(|(jid, descriptor)| crate::network::Node { jid, descriptor }).collect();
-        let roll = Roll { network: &n.name, public_key: n.public_key, members, nodes: &nodes, pins: &self.pins };
+        let roll = Roll {
+            network: &n.name,
+            public_key: n.public_key,
+            aes: self.offers_aes(),
+            members,
+            nodes: &nodes,
+            pins: &self.pins,
+        };
         let own = match n.address {
             Some((IpAddr::V4(a), _)) => Some(a),
             _ => None,

@@ -161,6 +161,7 @@ impl Node {
             secret: group.and_then(|g| g.secret.as_ref()).map(|s| s.as_slice()),
             // Without knowing what this machine reaches by itself, nobody's routes are taken.
             accept_routes: group.is_some_and(|g| g.accept_routes) && self.underlay.is_some(),
+            aes: self.offers_aes(),
             underlay: &self.guarded(id),
             members: &members,
             nodes: &self.others(),

@@ -69,6 +69,7 @@ impl Peer {
             allowed_ips: self.planned.allowed_ips.iter().map(|p| (*p, true)).collect(),
             on_demand: Some(self.online),
             translation: Some(self.planned.translation),
+            aes: Some(self.planned.aes),
             ..PeerUpdate::new(self.planned.public_key)
         }
     }
@@ -335,6 +336,7 @@ impl Peer {
         let [tx_bytes, rx_bytes] = self.rates.bytes();
         let [tx_bps, rx_bps] = self.rates.rates();
         let handshake = self.tunnel.as_ref().and_then(|t| t.last_handshake);
+        let cipher = self.tunnel.as_ref().and_then(|t| t.cipher).filter(|_| self.link.path().is_some());
         let mut status = self.link.status(now);
         if let (State::Up, Some(known)) = (self.link.state(), known) {
             status.pair = Some(format!("{}-{}", known.found.local_kind, known.found.remote_kind));
@@ -344,6 +346,7 @@ impl Peer {
             status.address = Some(path.to_string());
         }
         LinkStatus {
+            cipher: cipher.map(|c| c.name().to_owned()),
             tx_bytes,
             rx_bytes,
             tx_bps,

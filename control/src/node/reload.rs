@@ -23,12 +23,16 @@ impl Node {
             n.config = config.clone();
             n.set_multicast();
         }
+        let cipher_changed = self.config.cipher != new.cipher;
         self.config = new;
+        if cipher_changed {
+            self.tell_cipher();
+        }
         self.new_servers();
         self.publish();
         self.stir();
         "the configuration was read again: routes, group secret, leases, multicast, STUN and TURN servers are in force; \
-         links and idle_timeout for links made from now on"
+         links and idle_timeout for links made from now on, cipher for handshakes"
             .to_owned()
     }
 }

@@ -11,10 +11,11 @@ use crate::cli::UpArgs;
 use crate::config::NodeConfig;
 use crate::host::Host;
 use crate::ice::IceEvent;
-use crate::identity::{Descriptor, Keys, StateLock};
+use crate::identity::{self, Descriptor, Keys, StateLock};
 use crate::link::{Input, Link, State};
 use crate::network::{FriendLeases, Leases, Pins, Store};
 use crate::xmpp::{self, Friends, Signal, SignalRequest, Verdict, Xmpp};
+use dataplane::crypto::Speeds;
 use dataplane::table::Prefix;
 use dataplane::{Engine, Path};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -69,6 +70,8 @@ pub(super) struct Node {
     pub(super) friends: Friends,
     pub(super) networks: Vec<Network>,
     pub(super) names: Names,
+    /// Of the ciphers, as measured at the start.
+    pub(super) speeds: Speeds,
     pub(super) started: Instant,
     /// Our full JID, as the server knows it.
     pub(super) jid: Option<String>,
@@ -476,12 +479,17 @@ impl Node {
         self.find_servers(Some(Duration::ZERO));
     }
 
+    /// Whether links to nodes that have AES-256-GCM get it.
+    pub(super) fn offers_aes(&self) -> bool {
+        self.config.cipher.offers_aes(&self.speeds)
+    }
+
     /// What members are told of us.
     pub(super) fn publish(&self) {
         self.xmpp.publish(Descriptor {
             name: self.config.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: Vec::new(),
+            capabilities: self.offers_aes().then(|| identity::AES.to_owned()).into_iter().collect(),
             networks: self.networks.iter().map(Network::descriptor).collect(),
         });
     }

@@ -14,7 +14,8 @@ use crate::identity::Keys;
 use crate::link_watch::LinkWatch;
 use crate::network::{FriendLeases, Leases, Pins, Store};
 use crate::xmpp::{self, FriendSource, Friends};
-use dataplane::Closed;
+use dataplane::crypto::Backend;
+use dataplane::{Closed, probe};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Instant;
 use tokio::sync::mpsc;
@@ -69,6 +70,7 @@ impl Node {
             }
         });
         let names = Names::new(config.names.enabled);
+        let speeds = probe::ciphers(args.engine.aead.0.unwrap_or_else(Backend::detect));
         let mut node = Self {
             args: args.clone(),
             config,
@@ -81,6 +83,7 @@ impl Node {
             friends: Friends::default(),
             networks,
             names,
+            speeds,
             started: Instant::now(),
             jid: None,
             connection: Connection { online: false, detail: "connecting".into(), since: Instant::now() },
@@ -106,6 +109,7 @@ impl Node {
         }
         node.host_changed().await;
         node.publish();
+        node.tell_cipher();
         for n in &node.networks {
             let addresses: Vec<String> = n.interface_addresses().iter().map(|(a, len)| format!("{a}/{len}")).collect();
             tracing::info!(
@@ -118,6 +122,16 @@ impl Node {
             );
         }
         Ok(node)
+    }
+
+    /// Says which cipher links get, and why.
+    pub(super) fn tell_cipher(&self) {
+        let (choice, speeds) = (self.config.cipher.name(), &self.speeds);
+        let links = if self.offers_aes() { "AES-256-GCM to nodes that have it too" } else { "ChaCha20-Poly1305" };
+        tracing::info!("{speeds} a core; cipher = \"{choice}\": links get {links}");
+        if self.offers_aes() && !speeds.has_aes {
+            tracing::warn!("this CPU has no AES instructions: with cipher = \"auto\" links would be faster");
+        }
     }
 
     /// Listens to what a network's parts have to say.

@@ -4,7 +4,7 @@ use super::friends::own_name;
 use super::network::Network;
 use super::peer::Peer;
 use super::run::Node;
-use crate::admin::status::{LinkStatus, NetworkStatus, PeerStatus, ServerStatus, Status, XmppStatus};
+use crate::admin::status::{CipherStatus, LinkStatus, NetworkStatus, PeerStatus, ServerStatus, Status, XmppStatus};
 use crate::ice::{ServerKind, ServerState};
 use crate::identity::base64;
 use dataplane::Engine;
@@ -36,10 +36,21 @@ pub(super) fn status(node: &Node) -> Status {
             dropped_strangers: node.xmpp.counters().strangers(),
             dropped_malformed: node.xmpp.counters().malformed(),
         },
+        cipher: CipherStatus {
+            setting: node.config.cipher.name().to_owned(),
+            aes256gcm: node.offers_aes(),
+            chacha20poly1305_gb_s: gb_s(node.speeds.chacha20poly1305),
+            aes256gcm_gb_s: gb_s(node.speeds.aes256gcm),
+        },
         servers,
         requests: node.friends.requests.clone(),
         networks,
     }
+}
+
+/// Bytes a second in GB/s, as exactly as it was measured.
+fn gb_s(bytes_s: f64) -> f64 {
+    (bytes_s / 1e7).round() / 100.0
 }
 
 fn server(s: &ServerState) -> ServerStatus {

@@ -161,6 +161,7 @@ fn peers() -> impl Strategy<Value = PeerState> {
             public_key: PublicKey(key),
             preshared_key: PresharedKey(psk),
             path,
+            cipher: None,
             last_handshake: (at != 0).then(|| WallTime(Duration::new(at.into(), 5))),
             last_sent: None,
             last_received: None,

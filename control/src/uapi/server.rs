@@ -50,7 +50,7 @@ impl Device for Served {
     }
 
     fn stats_json(&self) -> String {
-        crate::stats::to_json(&self.name, &self.engine.capabilities(), &self.engine.stats())
+        crate::stats::to_json(&self.name, &self.engine.capabilities(), &self.engine.stats(), self.engine.sessions())
     }
 }
 

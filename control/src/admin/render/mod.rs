@@ -8,7 +8,8 @@ pub mod text;
 
 pub use names::names;
 
-use super::status::{FriendStatus, LinkStatus, NetworkStatus, PeerStatus, Status};
+use super::status::{CipherStatus, FriendStatus, LinkStatus, NetworkStatus, PeerStatus, Status};
+use dataplane::crypto::Cipher;
 use std::fmt::Write as _;
 use table::{Column, Table};
 use text::{age, bytes, list, millis, plain, rate_short, wrapped};
@@ -39,6 +40,9 @@ pub fn status(s: &Status) -> String {
     };
     let detail = if s.xmpp.detail.is_empty() { String::new() } else { format!(": {}", s.xmpp.detail) };
     wrapped(&mut out, "  xmpp        ", &format!("{what}{detail}"), 14);
+    if !s.cipher.setting.is_empty() {
+        wrapped(&mut out, "  cipher      ", &cipher(&s.cipher), 14);
+    }
     for jid in s.requests.iter().take(MAX_REQUESTS) {
         let what = format!("{jid} asks to be a friend. To accept: ipop-fast friends accept {jid}");
         wrapped(&mut out, "  request     ", &what, 14);
@@ -70,6 +74,12 @@ pub fn status(s: &Status) -> String {
     out
 }
 
+fn cipher(c: &CipherStatus) -> String {
+    let links = if c.aes256gcm { "aes256gcm with nodes that have it too" } else { "chacha20poly1305" };
+    let (chacha, aes) = (c.chacha20poly1305_gb_s, c.aes256gcm_gb_s);
+    format!("{links} ({}; a core does {chacha:.1} GB/s of chacha20poly1305, {aes:.1} of aes256gcm)", c.setting)
+}
+
 fn network(out: &mut String, n: &NetworkStatus) {
     let _ = writeln!(out, "{} on {}", plain(&n.network), plain(&n.interface));
     list(out, "addresses", &n.addresses);
@@ -93,6 +103,11 @@ fn network(out: &mut String, n: &NetworkStatus) {
     // The first two and failures are what one looks for, zero or not.
     let shown = counts.iter().filter(|(n, what)| *n > 0 || !matches!(*what, "being made" | "idle"));
     list(out, "links", &shown.map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>());
+    let with = |cipher: &str| {
+        let n = n.peers.iter().filter(|p| path(&p.link).is_some() && p.link.cipher.as_deref() == Some(cipher)).count();
+        (n > 0).then(|| format!("{n} {cipher}"))
+    };
+    list(out, "ciphers", &Cipher::ALL.iter().filter_map(|c| with(c.name())).collect::<Vec<_>>());
     list(out, "dropped", &n.drops.iter().map(|(why, n)| format!("{n} {}", plain(why))).collect::<Vec<_>>());
 }
 
@@ -178,7 +193,13 @@ fn addresses(p: &PeerStatus, wide: bool) -> String {
 }
 
 fn link_word(l: &LinkStatus) -> String {
-    path(l).unwrap_or(if l.state.is_empty() { "-" } else { &l.state }).to_owned()
+    match path(l) {
+        // "relayed aes" just fits. What is not said is WireGuard's own cipher.
+        Some(path) if l.cipher.as_deref() == Some(Cipher::Aes256Gcm.name()) => format!("{path} aes"),
+        Some(path) => path.to_owned(),
+        None if l.state.is_empty() => "-".to_owned(),
+        None => l.state.clone(),
+    }
 }
 
 /// One line a link, and below it why it is not direct and up.

@@ -74,6 +74,7 @@ pub fn plan(inputs: &Inputs<'_>, leases: &mut Book, now: u64) -> Social {
             addresses,
             routes: Vec::new(),
             translation,
+            aes: c.aes,
         });
     }
     shorten(&mut plan.warnings);

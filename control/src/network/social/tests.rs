@@ -252,8 +252,14 @@ impl World {
 
     fn plan(&mut self) -> Plan {
         let nodes: Vec<_> = self.nodes.iter().map(|(jid, descriptor)| Node { jid, descriptor }).collect();
-        let roll =
-            Roll { network: NETWORK, public_key: key(0), members: &self.members, nodes: &nodes, pins: &self.pins };
+        let roll = Roll {
+            network: NETWORK,
+            public_key: key(0),
+            aes: true,
+            members: &self.members,
+            nodes: &nodes,
+            pins: &self.pins,
+        };
         let inputs = Inputs { roll, terms: terms("172.31.0.0/24"), multicast: self.multicast };
         plan(&inputs, &mut self.book, 1).plan
     }
