@@ -52,6 +52,8 @@ pub struct Options {
     pub proactive: bool,
     /// Group secret.
     pub secret: Option<String>,
+    /// Lines for `[node]`.
+    pub node_lines: String,
     /// Lines for `[[network]]`.
     pub network_lines: String,
     /// Everything behind `[ice]`; empty: what the XMPP server offers.
@@ -81,6 +83,7 @@ impl Options {
             address: None,
             proactive: false,
             secret: None,
+            node_lines: String::new(),
             network_lines: String::new(),
             ice_lines: String::new(),
             xmpp_lines: None,
@@ -97,6 +100,13 @@ impl Options {
         self
     }
 
+    /// With this cipher.
+    #[must_use]
+    pub fn with_cipher(mut self, cipher: &str) -> Self {
+        self.node_lines = format!("cipher = \"{cipher}\"\n");
+        self
+    }
+
     /// With links made as soon as a peer is there.
     #[must_use]
     pub const fn proactive(mut self) -> Self {
@@ -106,6 +116,7 @@ impl Options {
 
     fn toml(&self, jid: &str, server: &str, ca: &Path, dir: &Path) -> String {
         let mut t = format!("[node]\nname = \"{}\"\nstate_dir = \"state\"\ncontrol_socket = \"control\"\n", self.name);
+        t.push_str(&self.node_lines);
         let _ = write!(t, "[xmpp]\njid = \"{jid}\"\npassword_file = \"password\"\n");
         let _ = match &self.xmpp_lines {
             Some(lines) => write!(t, "{lines}"),
@@ -322,6 +333,14 @@ impl Node {
         let status = self.process.wait(GOODBYE)?;
         ensure!(status.success(), "{} ended with {status}:\n{}", self.options.name, self.process.tail());
         Ok(())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it had ended before.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 
     /// Waits until it has ended by itself; how, and its log.

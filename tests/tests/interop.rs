@@ -262,3 +262,48 @@ fn tcp_survives_loss_doubling_and_reordering_with_wireguard_go() {
 fn tcp_survives_loss_doubling_and_reordering_with_itself_by_mmsg() {
     bad_network(&Implementation::with_io(Io::Mmsg), Io::Mmsg);
 }
+
+/// The program under test with `--cipher`.
+fn with_cipher(name: &str) -> Implementation {
+    Implementation::IpopFast { io: Io::Auto, args: vec!["--cipher".into(), name.into()] }
+}
+
+/// Both ways, by TCP and UDP, with the handshake from either side.
+fn cipher(a: &Implementation, b: &Implementation, expected: &str) {
+    with_peers(&[a, b], || {
+        for initiator in [Side::A, Side::B] {
+            let mut pair = Pair::start(a, b, Options { initiator: Some(initiator), ..Options::default() })?;
+            pair.wait_ping(initiator, HANDSHAKE)?;
+            for from in [Side::A, Side::B] {
+                let to = from.other();
+                tcp_transfer(pair.ns(from), pair.ns(to), to.inner4(), 5 * MB, TRANSFER)?;
+                udp_echo(pair.ns(from), pair.ns(to), to.inner6(), (1..=1400).step_by(101))?;
+                let Some(stats) = pair.site(from).daemon.stats()? else { continue };
+                let sessions = &stats["sessions"];
+                ensure!(sessions[expected] == 1, "{from:?}: {sessions}");
+                // And `wg` finds nothing that it does not know.
+                ensure!(pair.peer(from)?.latest_handshake.is_some(), "{from:?}");
+            }
+            pair.both_run()?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn aes_is_used_where_both_ends_are_told_so() {
+    cipher(&with_cipher("aes256gcm"), &with_cipher("aes256gcm"), "aes256gcm");
+}
+#[test]
+fn with_aes_forced_at_one_end_only_it_is_wireguards_own_cipher() {
+    cipher(&with_cipher("aes256gcm"), &Implementation::under_test(), "chacha20poly1305");
+    cipher(&with_cipher("aes256gcm"), &with_cipher("auto"), "chacha20poly1305");
+}
+#[test]
+fn with_aes_forced_wireguard_go_gets_its_own_cipher() {
+    cipher(&with_cipher("aes256gcm"), &Implementation::WireguardGo, "chacha20poly1305");
+}
+#[test]
+fn with_aes_forced_boringtun_gets_its_own_cipher() {
+    cipher(&with_cipher("aes256gcm"), &Implementation::Boringtun, "chacha20poly1305");
+}

@@ -1,6 +1,7 @@
 //! GroupVPN end to end: real XMPP and TURN servers, real NATs, `ipop-fast up` on every node.
 
 mod cast;
+mod ciphers;
 mod gateway;
 mod links;
 mod many;
