@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use ipop_tests::daemon::Implementation;
+use ipop_tests::daemon::{Implementation, Io};
 use ipop_tests::pair::{Options, Pair, Side};
 use ipop_tests::process::wait_for;
 use ipop_tests::require::{Need, tunnel};
@@ -52,6 +52,12 @@ fn rekeys(a: &Implementation, b: &Implementation, initiator: Side) {
 #[test]
 fn we_rekey_while_traffic_flows() {
     rekeys(&Implementation::under_test(), &Implementation::WireguardGo, Side::A);
+}
+
+#[test]
+fn a_session_with_aes_is_renewed_while_traffic_flows() {
+    let aes = Implementation::IpopFast { io: Io::Auto, args: vec!["--cipher".into(), "aes256gcm".into()] };
+    rekeys(&aes, &aes, Side::A);
 }
 
 #[test]
