@@ -68,8 +68,14 @@ fn plans(c: &mut Criterion) {
         let nodes: Vec<Node<'_>> = jids.iter().zip(&said).map(|(jid, descriptor)| Node { jid, descriptor }).collect();
         let members: HashSet<String> = jids.iter().filter_map(|j| j.split('/').next()).map(str::to_owned).collect();
         let pins = Pins::default();
-        let roll =
-            Roll { network: NETWORK, public_key: PublicKey([0; 32]), members: &members, nodes: &nodes, pins: &pins };
+        let roll = Roll {
+            network: NETWORK,
+            public_key: PublicKey([0; 32]),
+            aes: true,
+            members: &members,
+            nodes: &nodes,
+            pins: &pins,
+        };
         let inputs = Inputs { roll, terms: terms(), multicast: false };
         let mut settled = Book::default();
         assert_eq!(plan(&inputs, &mut settled, 1).plan.peers.len(), usize::from(n));
