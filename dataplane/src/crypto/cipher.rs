@@ -67,7 +67,7 @@ impl FromStr for Cipher {
     }
 }
 
-/// The AES key that belongs to a transport key: HKDF-SHA256 (RFC 5869) without salt, [`AES_LABEL`] as `info`. So no key
+/// The AES key that belongs to a transport key: HKDF-SHA256 (RFC 5869) without salt, `AES_LABEL` as `info`. So no key
 /// serves two ciphers, and one says nothing about the other.
 #[must_use]
 pub fn aes_key(transport: &RawKey) -> RawKey {

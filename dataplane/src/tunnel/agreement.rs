@@ -1,8 +1,8 @@
 //! How the two ends of a handshake agree on a cipher, in messages that any WireGuard implementation takes.
 //!
-//! The initiator says with its timestamp whether it would take AES-256-GCM ([`timestamp::wants_aes`]), the responder
-//! decides, and its own receiver index tells: its random bits are a hash of the initiation if and only if it takes it.
-//! What an end said in this handshake counts, not what it is told meanwhile, so both always come to one answer.
+//! The initiator says with its timestamp whether it would take AES-256-GCM ([`super::timestamp::wants_aes`]), the
+//! responder decides, and its own receiver index tells: its random bits are a hash of the initiation if and only if it
+//! takes it. What an end said in this handshake counts, not what it is told meanwhile, so both always come to one answer.
 //!
 //! Nobody in between chooses: the timestamp is authenticated and encrypted by Noise. The index is not, but it is what
 //! data is sent to: changing it alone makes the two ends differ, so that no packet is ever authentic. Whoever can do
