@@ -2,12 +2,15 @@
 //! nodes that agreed on it have AES-256-GCM behind the same interface ([`Cipher`]).
 //!
 //! Callers hand over whole batches ([`seal`], [`open`]) because the pipeline always has one: the segments
-//! of a super-packet or the datagrams of a GRO buffer. A back end is free to interleave the jobs of a batch.
+//! of a super-packet or the datagrams of a GRO buffer. `lanes` works on all packets of a batch at once, in the
+//! CPU's vectors; the libraries do one packet after the other.
 
 mod aes;
 #[cfg(test)]
 mod aes_tests;
+mod batch;
 mod cipher;
+mod lanes;
 mod portable;
 mod system;
 #[cfg(test)]
@@ -15,9 +18,11 @@ mod tests;
 
 pub use cipher::{Cipher, Speeds, aes_key, has_aes};
 
+use batch::Task;
+use lanes::Lanes;
 use std::fmt;
 use std::str::FromStr;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Length in bytes of the tag behind every ciphertext.
 pub const TAG_LEN: usize = 16;
@@ -25,6 +30,10 @@ pub const TAG_LEN: usize = 16;
 /// An implementation of the cipher. All produce the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
+    /// Our own, sixteen lanes: AVX-512 with IFMA and VBMI2.
+    Avx512,
+    /// Our own, eight lanes.
+    Avx2,
     /// `aws-lc-rs`: assembly for the CPU at hand.
     AwsLc,
     /// The `chacha20poly1305` crate: portable Rust.
@@ -33,32 +42,55 @@ pub enum Backend {
 
 impl Backend {
     /// Every back end, best first.
-    pub const ALL: [Self; 2] = [Self::AwsLc, Self::Portable];
+    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::AwsLc, Self::Portable];
 
     /// The best back end for this CPU. AWS-LC picks its own assembly by CPU feature at run time, down to
     /// SSSE3 on x86-64 and NEON on aarch64; without those its generic C is slower than portable Rust.
     #[must_use]
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        let vectors = std::arch::is_x86_feature_detected!("ssse3");
-        #[cfg(not(target_arch = "x86_64"))]
-        let vectors = cfg!(target_arch = "aarch64");
-        if vectors { Self::AwsLc } else { Self::Portable }
+        Self::available().next().unwrap_or(Self::Portable)
+    }
+
+    /// Those that this CPU can do, best first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|b| b.is_available())
+    }
+
+    /// Whether this CPU can do it (and, of the libraries, is meant to).
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Avx512 => Lanes::avx512().is_some(),
+            Self::Avx2 => Lanes::avx2().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::AwsLc => std::arch::is_x86_feature_detected!("ssse3"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::AwsLc => cfg!(target_arch = "aarch64"),
+            Self::Portable => true,
+        }
     }
 
     /// Its name, as `--aead` takes it and `doctor` shows it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
             Self::AwsLc => "aws-lc",
             Self::Portable => "portable",
         }
     }
 
-    /// Expands `key` for this back end.
+    /// Expands `key` for this back end; for AWS-LC, where this CPU cannot do it.
     #[must_use]
     pub fn key(self, key: &[u8; 32]) -> Key {
+        let lanes = |lanes: Option<Lanes>| match lanes {
+            Some(lanes) => Expanded::Lanes(Box::new(LanesKey::new(lanes, key))),
+            None => Expanded::System(system::Key::new(key)),
+        };
         Key(match self {
+            Self::Avx512 => lanes(Lanes::avx512()),
+            Self::Avx2 => lanes(Lanes::avx2()),
             Self::AwsLc => Expanded::System(system::Key::new(key)),
             Self::Portable => Expanded::Portable(Box::new(portable::Key::new(key))),
         })
@@ -74,10 +106,14 @@ impl fmt::Display for Backend {
 impl FromStr for Backend {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|b| b.name() == s)
-            .ok_or_else(|| format!("no cipher back end is called \"{s}\": use one of aws-lc, portable"))
+        match Self::ALL.into_iter().find(|b| b.name() == s) {
+            Some(b) if b.is_available() => Ok(b),
+            Some(_) => Err(format!("this CPU has not what the cipher back end \"{s}\" needs: leave the choice to us")),
+            None => {
+                let names = Self::available().map(Self::name).collect::<Vec<_>>().join(", ");
+                Err(format!("no cipher back end is called \"{s}\": here there are {names}"))
+            }
+        }
     }
 }
 
@@ -85,9 +121,33 @@ impl FromStr for Backend {
 pub struct Key(Expanded);
 
 enum Expanded {
+    Lanes(Box<LanesKey>),
     System(system::Key),
     Portable(Box<portable::Key>),
     Aes(aes::Key),
+}
+
+/// A key for lanes, and for the library that does what is too little for them.
+struct LanesKey {
+    lanes: Lanes,
+    words: [u32; 8],
+    library: system::Key,
+}
+
+impl LanesKey {
+    fn new(lanes: Lanes, key: &[u8; 32]) -> Self {
+        let mut words = [0; 8];
+        for (word, bytes) in words.iter_mut().zip(key.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        Self { lanes, words, library: system::Key::new(key) }
+    }
+}
+
+impl Drop for LanesKey {
+    fn drop(&mut self) {
+        self.words.zeroize();
+    }
 }
 
 impl Key {
@@ -109,7 +169,8 @@ impl Key {
     /// The back end that this key was expanded for.
     #[must_use]
     pub const fn backend(&self) -> Backend {
-        match self.0 {
+        match &self.0 {
+            Expanded::Lanes(k) => k.lanes.backend(),
             Expanded::System(_) | Expanded::Aes(_) => Backend::AwsLc,
             Expanded::Portable(_) => Backend::Portable,
         }
@@ -119,6 +180,7 @@ impl Key {
     #[inline]
     fn seal(&self, nonce: [u8; 12], aad: &[u8], text: &mut [u8]) -> [u8; TAG_LEN] {
         match &self.0 {
+            Expanded::Lanes(k) => k.library.seal(nonce, aad, text),
             Expanded::System(k) => k.seal(nonce, aad, text),
             Expanded::Portable(k) => k.seal(nonce, aad, text),
             Expanded::Aes(k) => k.seal(nonce, aad, text),
@@ -129,6 +191,7 @@ impl Key {
     #[inline]
     fn open(&self, nonce: [u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
         match &self.0 {
+            Expanded::Lanes(k) => k.library.open(nonce, aad, buf),
             Expanded::System(k) => k.open(nonce, aad, buf),
             Expanded::Portable(k) => k.open(nonce, aad, buf),
             Expanded::Aes(k) => k.open(nonce, aad, buf),
@@ -148,7 +211,7 @@ impl fmt::Debug for Key {
 /// Raw key bytes on their way to [`Backend::key`]; zeroized when dropped.
 pub type RawKey = Zeroizing<[u8; 32]>;
 
-/// One packet to seal or open in place, without associated data.
+/// One packet to seal or open, without associated data.
 #[derive(Debug)]
 pub struct Job<'a> {
     /// The key of the packet's session and direction.
@@ -158,15 +221,28 @@ pub struct Job<'a> {
     pub counter: u64,
     /// Text and, in the last [`TAG_LEN`] bytes, the tag. At least [`TAG_LEN`] bytes.
     pub buf: &'a mut [u8],
+    /// Where a part of the text is read from instead, and its position in the text: see [`Job::sealing`].
+    from: Option<(usize, &'a [u8])>,
     /// Set by [`open`]: the tag was right. A job that is not `ok` has an all-zero `buf`.
     pub ok: bool,
 }
 
 impl<'a> Job<'a> {
-    /// A job on `buf` (text and tag) under `key` with nonce `counter`.
+    /// A job in place on `buf` (text and tag) under `key` with nonce `counter`.
     #[must_use]
     pub const fn new(key: &'a Key, counter: u64, buf: &'a mut [u8]) -> Self {
-        Self { key, counter, buf, ok: false }
+        Self { key, counter, buf, from: None, ok: false }
+    }
+
+    /// A job that seals out of place: the text is what `buf` has, but from `head` on `body`, which need not be
+    /// copied first. What `body` does not cover (headers before it, padding behind it) is in `buf`.
+    ///
+    /// # Panics
+    /// If `buf` has not room for all that.
+    #[must_use]
+    pub const fn sealing(key: &'a Key, counter: u64, buf: &'a mut [u8], head: usize, body: &'a [u8]) -> Self {
+        assert!(head + body.len() + TAG_LEN <= buf.len(), "the body is within the text");
+        Self { key, counter, buf, from: Some((head, body)), ok: false }
     }
 }
 
@@ -176,26 +252,16 @@ fn nonce(counter: u64) -> [u8; 12] {
     n
 }
 
-/// Encrypts every job's text in place and puts its tag behind it. Always sets `ok`.
+/// Encrypts every job's text and puts its tag behind it. Always sets `ok`.
 ///
 /// # Panics
 /// If a `buf` is shorter than [`TAG_LEN`].
 pub fn seal(jobs: &mut [Job<'_>]) {
-    for job in jobs {
-        let (text, tag) = job.buf.split_at_mut(job.buf.len() - TAG_LEN);
-        let made = job.key.seal(nonce(job.counter), &[], text);
-        tag.copy_from_slice(&made);
-        job.ok = true;
-    }
+    batch::run(Task::Seal, jobs);
 }
 
 /// Checks every job's tag and decrypts its text in place; sets `ok` where the tag was right and wipes `buf`
 /// where it was not. A job that fails does not disturb the others. Too short a `buf` is not `ok`.
 pub fn open(jobs: &mut [Job<'_>]) {
-    for job in jobs {
-        job.ok = job.buf.len() >= TAG_LEN && job.key.open(nonce(job.counter), &[], job.buf);
-        if !job.ok {
-            job.buf.fill(0);
-        }
-    }
+    batch::run(Task::Open, jobs);
 }

@@ -1,0 +1,266 @@
+//! A batch of packets, group by group.
+//!
+//! A group has at most as many packets as there are lanes, all of about the same length, and its texts fit the
+//! first-level cache. One block function makes its one-time keys, a packet a lane. Then each packet has one lane
+//! or, in a small group, a power of two of neighbouring ones, and pass after pass of the block function goes along
+//! the texts. Tags are computed, again a packet a lane, beside the next pass when sealing and beside the same
+//! when opening.
+
+use super::chacha::{Inputs, State};
+use super::isa::{HALF_MAX, Isa, LANES_MAX};
+use super::poly::{BESIDE, Keys, Tags};
+use super::scalar;
+use arrayvec::ArrayVec;
+use std::ops::Range;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroize;
+
+/// Packets in a batch, at most.
+pub(in crate::crypto) const PACKETS_MAX: usize = 64;
+
+/// One packet.
+pub(in crate::crypto) struct Packet<'a> {
+    pub(in crate::crypto) key: &'a [u32; 8],
+    /// RFC 8439, section 2.3: in little endian.
+    pub(in crate::crypto) nonce: [u32; 3],
+    /// The tag was right. If not, there may be anything in `text`: it must not be shown to anybody.
+    pub(in crate::crypto) ok: &'a mut bool,
+    /// Associated data: never on the packet path.
+    pub(in crate::crypto) aad: &'a [u8],
+    pub(in crate::crypto) text: &'a mut [u8],
+    pub(in crate::crypto) tag: &'a mut [u8; 16],
+    /// Where the blocks of these numbers are read from while sealing, instead of from `text`.
+    pub(in crate::crypto) from: Option<(Range<usize>, &'a [u8])>,
+}
+
+impl Packet<'_> {
+    /// The packet of each lane of vector `v` of a group. Lanes without one take the first one along, so that they
+    /// are in nobody's way.
+    #[inline(always)]
+    pub(super) fn of<'g, 'p>(group: &'g [Packet<'p>], v: usize, half: usize, lane: usize) -> &'g Packet<'p> {
+        group.get(v * half + lane).unwrap_or(&group[0])
+    }
+}
+
+/// The packets of a batch, and how many of them make up each group.
+pub(in crate::crypto) struct Batch<'a> {
+    pub(in crate::crypto) packets: ArrayVec<Packet<'a>, PACKETS_MAX>,
+    pub(in crate::crypto) groups: ArrayVec<u8, PACKETS_MAX>,
+}
+
+/// Encrypts the texts and sets the tags.
+#[inline(always)]
+pub(super) fn seal<I: Isa>(isa: I, batch: &mut Batch<'_>) {
+    walk::<I, true>(isa, batch);
+}
+
+/// Decrypts the texts and compares the tags.
+#[inline(always)]
+pub(super) fn open<I: Isa>(isa: I, batch: &mut Batch<'_>) {
+    walk::<I, false>(isa, batch);
+}
+
+#[inline(always)]
+fn walk<I: Isa, const SEAL: bool>(isa: I, batch: &mut Batch<'_>) {
+    let mut rest = &mut batch.packets[..];
+    for n in &batch.groups {
+        let (group, others) = rest.split_at_mut(usize::from(*n).min(I::LANES));
+        rest = others;
+        if group.len() > I::HALF {
+            whole::<I, SEAL, 2>(isa, group);
+        } else {
+            whole::<I, SEAL, 1>(isa, group);
+        }
+    }
+}
+
+/// Does a group with `V` vectors of tags.
+#[inline(always)]
+fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'_>]) {
+    let one_time = OneTime::new(isa, group);
+    let (mut lengths, mut sums) = ([[[0; HALF_MAX]; 2]; 2], [[[0; HALF_MAX]; 3]; 2]);
+    let (mut least, mut most, mut in_place) = (usize::MAX, 0, true);
+    for (i, p) in group.iter().enumerate() {
+        let (v, lane) = (i / I::HALF, i % I::HALF);
+        let len = p.text.len();
+        (least, most) = (least.min(len), most.max(len));
+        in_place &= p.from.is_none();
+        (lengths[v][0][lane], lengths[v][1][lane]) = (p.aad.len() as u64, len as u64);
+        if !p.aad.is_empty() {
+            let before = scalar::absorb([one_time.r[v].lo[lane], one_time.r[v].hi[lane]], p.aad);
+            for k in 0..3 {
+                sums[v][k][lane] = before[k];
+            }
+        }
+    }
+    let mut tags = Tags::new(isa, &one_time.r, &sums);
+    let mut tagged = 0;
+    let mut finished = None;
+    let lanes = Lanes::new::<I>(group.len()).shared::<I>();
+    let mut state = lanes.state(isa, group, 1);
+    let pass = lanes.share() * 64;
+    let mut done = 0;
+    while done < most {
+        // What has no key stream any more (opening) or has it already (sealing: a pass behind).
+        let ready = if SEAL { done } else { done + pass };
+        let block = if I::STITCH && tagged + pass <= ready && ready <= least {
+            let beside = Tags::gather::<V>(isa, group, tagged);
+            let block = state.block_beside::<V>(isa, &mut tags, &beside);
+            tags.absorb::<V>(isa, group, tagged + BESIDE * 16 / V..ready);
+            tagged = ready;
+            block
+        } else {
+            if !SEAL && finished.is_none() {
+                finished = Some(tags.finish::<V>(isa, group, tagged, &lengths));
+            }
+            state.block(isa)
+        };
+        state.advance(isa, lanes.share() as u32);
+        let quarters = isa.quarters(block);
+        let whole = in_place && done + pass <= least;
+        for k in 0..4 {
+            let blocks = isa.column(&quarters, k);
+            for m in 0..I::LANES / 4 {
+                let lane = k + 4 * m;
+                if V == 2 {
+                    // A lane for each packet.
+                    if let Some(p) = group.get_mut(lane) {
+                        if whole {
+                            let text = p.text[done..].first_chunk_mut();
+                            isa.xor_block_in_place(blocks[m], text.expect("text for a whole pass"));
+                        } else {
+                            apply(isa, p, done / 64, blocks[m]);
+                        }
+                    }
+                } else if lane < lanes.count {
+                    apply(isa, &mut group[lanes.packet(lane)], done / 64 + lanes.offset(lane), blocks[m]);
+                }
+            }
+        }
+        done += pass;
+    }
+    let sums = match finished {
+        Some(sums) => sums,
+        None => tags.finish::<V>(isa, group, tagged, &lengths),
+    };
+    for (i, p) in group.iter_mut().enumerate() {
+        let (v, lane) = (i / I::HALF, i % I::HALF);
+        let tag = scalar::finish([sums[v][0][lane], sums[v][1][lane], sums[v][2][lane]], one_time.s[i]).to_le_bytes();
+        if SEAL {
+            (*p.tag, *p.ok) = (tag, true);
+        } else {
+            *p.ok = tag.ct_eq(&*p.tag).into();
+        }
+    }
+}
+
+/// The one-time keys for Poly1305 (RFC 8439, section 2.6).
+struct OneTime {
+    r: [Keys; 2],
+    s: [u128; LANES_MAX],
+}
+
+impl OneTime {
+    #[inline(always)]
+    fn new<I: Isa>(isa: I, group: &[Packet<'_>]) -> Self {
+        let block = Lanes::new::<I>(group.len()).state(isa, group, 0).block(isa);
+        let mut words = [[0; LANES_MAX]; 8];
+        for i in 0..8 {
+            isa.store_words(block[i], &mut words[i]);
+        }
+        let mut made = Self { r: [Keys::ZERO; 2], s: [0; LANES_MAX] };
+        for lane in 0..I::LANES {
+            let two = |i: usize| u64::from(words[i][lane]) | u64::from(words[i + 1][lane]) << 32;
+            let [lo, hi] = scalar::clamp([two(0), two(2)]);
+            let to = &mut made.r[lane / I::HALF];
+            (to.lo[lane % I::HALF], to.hi[lane % I::HALF]) = (lo, hi);
+            made.s[lane] = u128::from(two(4)) | u128::from(two(6)) << 64;
+        }
+        made
+    }
+}
+
+impl Drop for OneTime {
+    fn drop(&mut self) {
+        for r in &mut self.r {
+            r.lo.zeroize();
+            r.hi.zeroize();
+        }
+        self.s.zeroize();
+    }
+}
+
+/// How a group's packets share the lanes.
+struct Lanes {
+    /// Lanes in use.
+    count: usize,
+    /// Each packet has two to the power of this.
+    share_bits: u32,
+}
+
+impl Lanes {
+    /// One for each packet.
+    #[inline(always)]
+    fn new<I: Isa>(packets: usize) -> Self {
+        Self { count: packets.min(I::LANES), share_bits: 0 }
+    }
+
+    /// As many as there are for each packet.
+    #[inline(always)]
+    fn shared<I: Isa>(&self) -> Self {
+        let share_bits = (I::LANES / self.count).ilog2();
+        Self { count: self.count << share_bits, share_bits }
+    }
+
+    #[inline(always)]
+    fn share(&self) -> usize {
+        1 << self.share_bits
+    }
+
+    /// The packet of a lane.
+    #[inline(always)]
+    fn packet(&self, lane: usize) -> usize {
+        lane >> self.share_bits
+    }
+
+    /// Which of the packet's lanes it is.
+    #[inline(always)]
+    fn offset(&self, lane: usize) -> usize {
+        lane & (self.share() - 1)
+    }
+
+    /// The state of each packet's blocks from that one on.
+    #[inline(always)]
+    fn state<I: Isa>(&self, isa: I, packets: &[Packet<'_>], block: u32) -> State<I> {
+        let mut inputs = Inputs { keys: &[], counters: [0; LANES_MAX], nonces: [[0; LANES_MAX]; 3] };
+        let mut keys: ArrayVec<&[u32; 8], LANES_MAX> = ArrayVec::new();
+        for lane in 0..self.count {
+            let p = &packets[self.packet(lane)];
+            keys.push(p.key);
+            inputs.counters[lane] = block + self.offset(lane) as u32;
+            for i in 0..3 {
+                inputs.nonces[i][lane] = p.nonce[i];
+            }
+        }
+        State::new(isa, &Inputs { keys: &keys, ..inputs })
+    }
+}
+
+/// Applies one block of key stream to the block of that number, as far as the text has it.
+#[inline(always)]
+fn apply<I: Isa>(isa: I, p: &mut Packet<'_>, number: usize, block: I::Block) {
+    let Some(rest) = p.text.get_mut(number * 64..) else { return };
+    let Some(text) = rest.first_chunk_mut::<64>() else {
+        if !rest.is_empty() {
+            isa.xor_part(block, rest);
+        }
+        return;
+    };
+    match &p.from {
+        Some((blocks, from)) if blocks.contains(&number) => {
+            let from = from[(number - blocks.start) * 64..].first_chunk().expect("64 bytes for each block");
+            isa.xor_block(block, from, text);
+        }
+        _ => isa.xor_block_in_place(block, text),
+    }
+}
