@@ -6,7 +6,7 @@
 #[path = "../../dataplane/tests/pipeline/world.rs"]
 mod world;
 
-use dataplane::crypto::{Job, TAG_LEN};
+use dataplane::crypto::{self, Backend, Job, TAG_LEN};
 use dataplane::packet::checksum::Sum;
 use dataplane::packet::virtio::{GSO_NONE, Header, VNET_LEN};
 use dataplane::packet::{Coalescer, GroupId, Inner, MAX_SEGMENTS, Split};
@@ -22,6 +22,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target; each has a folder of its name in `tests/fuzz/corpus`.
 pub const TARGETS: &[Target] = &[
+    ("aead", aead),
     ("checksum", checksum),
     ("classify", classify),
     ("coalesce", coalesce),
@@ -547,4 +548,65 @@ pub fn shard(mut data: &[u8]) {
     }
     b.run();
     b.stop();
+}
+
+/// Batches for the cipher: records of seven bytes, a packet each (key, length, counter, offset in memory, what is
+/// done to it on the way), at most 64. Every back end has to make the same of them.
+pub fn aead(data: &[u8]) {
+    struct Packet {
+        key: usize,
+        counter: u64,
+        align: usize,
+        text: Vec<u8>,
+        flip: Option<usize>,
+    }
+    let packets: Vec<Packet> = (data.as_chunks::<7>().0.iter().take(64))
+        .map(|&[key, low, high, counter, align, fill, flip]| {
+            let len = usize::from(u16::from_le_bytes([low, high])) % 2100;
+            let text: Vec<u8> = (0..len).map(|i| fill.wrapping_mul(i as u8).wrapping_add(counter)).collect();
+            let flip = (flip >= 128).then(|| usize::from(flip) * 8111 % ((len + TAG_LEN) * 8));
+            Packet {
+                key: usize::from(key % 3),
+                counter: u64::from(counter) << (key / 4),
+                align: align.into(),
+                text,
+                flip,
+            }
+        })
+        .collect();
+    let run = |backend: Backend| {
+        let keys = [1, 2, 3].map(|k| backend.key(&[k; 32]));
+        let mut bufs: Vec<Vec<u8>> =
+            packets.iter().map(|p| [&vec![0xee; p.align][..], &p.text, &[0; TAG_LEN]].concat()).collect();
+        let jobs = |bufs: &mut [Vec<u8>], task: fn(&mut [Job<'_>])| {
+            let parts = bufs.iter_mut().zip(&packets);
+            let mut jobs: Vec<Job<'_>> =
+                parts.map(|(b, p)| Job::new(&keys[p.key], p.counter, &mut b[p.align..])).collect();
+            task(&mut jobs);
+            jobs.iter().map(|j| j.ok).collect::<Vec<_>>()
+        };
+        assert!(jobs(&mut bufs, crypto::seal).iter().all(|ok| *ok));
+        let sealed = bufs.clone();
+        for (buf, p) in bufs.iter_mut().zip(&packets) {
+            if let Some(bit) = p.flip {
+                buf[p.align + bit / 8] ^= 1 << (bit % 8);
+            }
+        }
+        for (ok, p) in jobs(&mut bufs, crypto::open).iter().zip(&packets) {
+            assert_eq!(*ok, p.flip.is_none());
+        }
+        for (buf, p) in bufs.iter().zip(&packets) {
+            let (before, text) = buf.split_at(p.align);
+            assert!(before.iter().all(|b| *b == 0xee), "wrote before the packet");
+            match p.flip {
+                None => assert_eq!(text[..p.text.len()], p.text),
+                Some(_) => assert!(text.iter().all(|b| *b == 0), "something is left"),
+            }
+        }
+        sealed
+    };
+    let expected = run(Backend::Portable);
+    for backend in Backend::available() {
+        assert_eq!(run(backend), expected, "{backend}");
+    }
 }

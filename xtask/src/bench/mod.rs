@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the side-by-side table, peers taken in turn round by round so that drift hits all alike.
 
+mod ciphers;
 mod group;
 mod report;
 mod trials;
@@ -39,6 +40,9 @@ pub(crate) struct Options {
     /// Instead: a link that two nodes of a group negotiated against one set up by hand, same hosts, same run
     #[arg(long, conflicts_with = "peers")]
     group: bool,
+    /// Instead: the ciphers and their back ends, everything else being the same
+    #[arg(long, conflicts_with_all = ["peers", "group"])]
+    ciphers: bool,
     /// Which of ipop-fast-uring, ipop-fast-mmsg, wireguard-go, boringtun (all)
     peers: Vec<String>,
 }
@@ -54,7 +58,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.group {
         return group::run(if options.quick { 1 } else { options.rounds.max(1) });
     }
-    let cast = cast(&options.peers)?;
+    let ours = ["ipop-fast-uring".to_owned()];
+    let cast = cast(if options.ciphers { &ours } else { &options.peers })?;
     let mut steps = Steps::new("bench-logs")?;
     packages::install(&mut steps)?;
     packages::demand_tunnels()?;
@@ -65,9 +70,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if cast.iter().any(|(n, _)| n.starts_with("ipop")) {
         packages::ipop_fast(&mut steps, packages::Build::Release)?;
     }
-    let (path, mut file) = results_file()?;
     let length = if options.quick { trials::Length::QUICK } else { trials::Length::FULL };
     let rounds = if options.quick { 1 } else { options.rounds.max(1) };
+    if options.ciphers {
+        return ciphers::run(rounds, &length);
+    }
+    let (path, mut file) = results_file()?;
     let mut lines = Vec::new();
     for round in 1..=rounds {
         for (name, implementation) in &cast {

@@ -77,7 +77,8 @@ fn walk<I: Isa, const SEAL: bool>(isa: I, batch: &mut Batch<'_>) {
 /// Does a group with `V` vectors of tags.
 #[inline(always)]
 fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'_>]) {
-    let one_time = OneTime::new(isa, group);
+    let mut state = Lanes::new::<I>(group.len()).state(isa, group, 0);
+    let one_time = OneTime::new(isa, state.block(isa));
     let (mut lengths, mut sums) = ([[[0; HALF_MAX]; 2]; 2], [[[0; HALF_MAX]; 3]; 2]);
     let (mut least, mut most, mut in_place) = (usize::MAX, 0, true);
     for (i, p) in group.iter().enumerate() {
@@ -97,7 +98,11 @@ fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'
     let mut tagged = 0;
     let mut finished = None;
     let lanes = Lanes::new::<I>(group.len()).shared::<I>();
-    let mut state = lanes.state(isa, group, 1);
+    if V == 2 {
+        state.advance(isa, 1);
+    } else {
+        state = lanes.state(isa, group, 1);
+    }
     let pass = lanes.share() * 64;
     let mut done = 0;
     while done < most {
@@ -162,8 +167,7 @@ struct OneTime {
 
 impl OneTime {
     #[inline(always)]
-    fn new<I: Isa>(isa: I, group: &[Packet<'_>]) -> Self {
-        let block = Lanes::new::<I>(group.len()).state(isa, group, 0).block(isa);
+    fn new<I: Isa>(isa: I, block: [I::Words; 16]) -> Self {
         let mut words = [[0; LANES_MAX]; 8];
         for i in 0..8 {
             isa.store_words(block[i], &mut words[i]);

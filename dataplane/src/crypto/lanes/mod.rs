@@ -8,6 +8,9 @@
 //! [`isa`] says what is needed of an instruction set; `avx512` and `avx2` have it. [`chacha`], [`poly`] and
 //! [`group`] are the cipher, written once. No branch and no index depends on a secret.
 
+// Indices on purpose: iterators take closures, and vectors are slow in those (see `isa`).
+#![allow(clippy::needless_range_loop)]
+
 #[cfg(test)]
 mod array;
 #[cfg(target_arch = "x86_64")]
