@@ -133,7 +133,7 @@ pub struct EngineArgs {
     /// Number of worker threads; default: one a core
     #[arg(long, env = "IPOP_FAST_SHARDS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub shards: Option<u16>,
-    /// Cipher back end (auto, aws-lc, portable); auto goes by CPU features
+    /// Back end of ChaCha20-Poly1305 (auto, avx512, avx2, aws-lc, portable); auto goes by CPU features
     #[arg(long, env = "IPOP_FAST_AEAD", value_name = "NAME", default_value = "auto", value_parser = aead)]
     pub aead: Aead,
     /// Pin each worker thread to a core

@@ -1,7 +1,7 @@
 //! Super-packets from TUN, taken apart into segments (TSO and USO in software).
 //!
-//! What is the same in every segment is summed once; writing a segment copies its payload and sums it while
-//! it is in the first-level cache.
+//! What is the same in every segment is summed once. A segment's payload is summed where it is: what copies or seals
+//! it next finds it in the first-level cache.
 
 use super::checksum::Sum;
 use super::virtio::{self, VNET_LEN};
@@ -145,19 +145,30 @@ impl<'a> Split<'a> {
     /// # Panics
     /// If `i` is not below [`Self::count`] or `out` is not [`Self::len_of`] bytes long.
     pub fn write(&self, i: usize, out: &mut [u8]) {
+        let (head, payload) = self.write_header(i, out);
+        out[head..].copy_from_slice(payload);
+    }
+
+    /// Writes only the header of segment `i` and gives its length and the payload, which belongs behind it. A packet
+    /// that is no super-packet is all payload.
+    ///
+    /// # Panics
+    /// As [`Self::write`], which needs as much room.
+    pub fn write_header(&self, i: usize, out: &mut [u8]) -> (usize, &'a [u8]) {
+        assert_eq!(out.len(), self.len_of(i), "room for segment {i}");
         let Some(t) = &self.template else {
             assert_eq!(i, 0, "a packet is one segment");
-            return out.copy_from_slice(self.packet);
+            return (0, self.packet);
         };
         assert!(i < self.count, "segment {i} of {}", self.count);
         let (header, payload) = self.packet.split_at(t.header_len);
         let from = i * self.step;
         let payload = &payload[from..payload.len().min(from + self.step)];
-        let (out_header, out_payload) = out.split_at_mut(t.header_len);
-        out_header.copy_from_slice(header);
-        out_payload.copy_from_slice(payload);
+        let header_out = &mut out[..t.header_len];
+        header_out.copy_from_slice(header);
         let sum = t.l4.add_bytes(payload);
-        t.patch(out_header, payload.len(), sum, Position { i, from, last: i + 1 == self.count });
+        t.patch(header_out, payload.len(), sum, Position { i, from, last: i + 1 == self.count });
+        (t.header_len, payload)
     }
 }
 

@@ -30,6 +30,9 @@ const PLACED: usize = 1024;
 pub(super) const BLOCKED_LIMIT: Duration = Duration::from_millis(100);
 /// Jobs per call of the cipher.
 const JOBS: usize = 64;
+/// Segments of a super-packet that is sealed by itself, straight from the buffer that it was read into. Fewer wait
+/// for others, to fill the cipher's lanes with.
+const SEALED_AT_ONCE: usize = 16;
 /// Added to every datagram around its packet, at most.
 const OVERHEAD_MAX: usize = CHANNEL_HEADER_LEN + DATA_HEADER_LEN + 15 + TAG_LEN;
 
@@ -124,15 +127,7 @@ impl Outbox {
         let total = prefix + DATA_HEADER_LEN + text + TAG_LEN;
         self.filled += total;
         self.extend_runs(to, start, total);
-        let out = &mut self.arena[start..start + total];
-        if let Path::Relay { channel, .. } = to.path {
-            out[..2].copy_from_slice(&channel.to_be_bytes());
-            out[2..4].copy_from_slice(&((total - CHANNEL_HEADER_LEN) as u16).to_be_bytes());
-        }
-        let out = &mut out[prefix..];
-        out[..4].copy_from_slice(&4u32.to_le_bytes());
-        out[4..8].copy_from_slice(&to.session.remote_index.to_le_bytes());
-        out[8..16].copy_from_slice(&counter.to_le_bytes());
+        let out = to.write_headers(counter, &mut self.arena[start..start + total]);
         self.placed.push(Placed {
             offset: (start + prefix + DATA_HEADER_LEN) as u32,
             len: (text + TAG_LEN) as u32,
@@ -140,7 +135,37 @@ impl Outbox {
             counter,
         });
         self.used[to.slot as usize].bytes += total as u64;
-        &mut out[DATA_HEADER_LEN..DATA_HEADER_LEN + text]
+        &mut out[..text]
+    }
+
+    /// Seals a super-packet's segments from the read buffer into the arena, the payload without a copy before.
+    fn seal_from(&mut self, to: &Sealing<'_>, first: u64, split: &Split<'_>, mtu: usize) {
+        let around = to.path.prefix_len() + DATA_HEADER_LEN + TAG_LEN;
+        let mut end = self.filled;
+        for i in 0..split.count() {
+            let total = around + padded_len(split.len_of(i), mtu);
+            self.extend_runs(to, end, total);
+            end += total;
+        }
+        self.used[to.slot as usize].bytes += (end - self.filled) as u64;
+        let mut rest = &mut self.arena[self.filled..end];
+        self.filled = end;
+        let mut jobs: ArrayVec<Job<'_>, JOBS> = ArrayVec::new();
+        for i in 0..split.count() {
+            let (len, counter) = (split.len_of(i), first + i as u64);
+            let text = padded_len(len, mtu);
+            let (out, tail) = rest.split_at_mut(around + text);
+            rest = tail;
+            let buf = to.write_headers(counter, out);
+            let (head, payload) = split.write_header(i, &mut buf[..len]);
+            buf[len..text].fill(0);
+            jobs.push(Job::sealing(to.session.send_key(), counter, buf, head, payload));
+            if jobs.is_full() {
+                crypto::seal(&mut jobs);
+                jobs.clear();
+            }
+        }
+        crypto::seal(&mut jobs);
     }
 
     fn extend_runs(&mut self, to: &Sealing<'_>, start: usize, total: usize) {
@@ -226,6 +251,23 @@ struct Sealing<'a> {
     path: Path,
     address: SocketAddr,
     gso: bool,
+}
+
+impl Sealing<'_> {
+    /// Writes what comes before the text of a datagram, and gives the rest: room for text and tag.
+    fn write_headers<'a>(&self, counter: u64, out: &'a mut [u8]) -> &'a mut [u8] {
+        let prefix = self.path.prefix_len();
+        if let Path::Relay { channel, .. } = self.path {
+            let len = out.len() - CHANNEL_HEADER_LEN;
+            out[..2].copy_from_slice(&channel.to_be_bytes());
+            out[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+        }
+        let (header, rest) = out[prefix..].split_at_mut(DATA_HEADER_LEN);
+        header[..4].copy_from_slice(&4u32.to_le_bytes());
+        header[4..8].copy_from_slice(&self.session.remote_index.to_le_bytes());
+        header[8..16].copy_from_slice(&counter.to_le_bytes());
+        rest
+    }
 }
 
 impl<D: Driver> Shard<D> {
@@ -338,6 +380,9 @@ impl<D: Driver> Shard<D> {
         let gso = self.shared.udp_gso.load(Relaxed);
         let to = Sealing { session, slot, path, address: path.address(), gso };
         let mtu = self.shared.mtu();
+        if count >= SEALED_AT_ONCE {
+            return self.outbox.seal_from(&to, first, split, mtu);
+        }
         for i in 0..count {
             let len = split.len_of(i);
             let text = self.outbox.place(&to, first + i as u64, padded_len(len, mtu));
@@ -366,7 +411,7 @@ impl<D: Driver> Shard<D> {
 
     /// Seals and sends what was placed.
     pub(super) fn flush(&mut self, now: Time) -> io::Result<()> {
-        if self.outbox.is_blocked() || self.outbox.placed.is_empty() {
+        if self.outbox.is_blocked() || self.outbox.runs.is_empty() {
             return Ok(());
         }
         self.outbox.seal();
