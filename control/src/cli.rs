@@ -13,7 +13,7 @@ pub use node::{
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataplane::crypto::Backend;
-use dataplane::{Config, IoChoice};
+use dataplane::{Config, EbpfChoice, IoChoice};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -144,6 +144,9 @@ pub struct EngineArgs {
     /// Receive buffer of each UDP socket; k and M are allowed; default: bounded by queueing delay
     #[arg(long, env = "IPOP_FAST_RECEIVE_BUFFER", value_name = "BYTES", value_parser = bytes)]
     pub receive_buffer: Option<usize>,
+    /// Kernel programs that steer datagrams and drop junk; auto takes them where the kernel lets us
+    #[arg(long, env = "IPOP_FAST_EBPF", default_value = "auto", value_name = "auto|on|off")]
+    pub ebpf: EbpfChoice,
     /// silent, error, warn, info, debug or trace; default: LOG_LEVEL, else info
     #[arg(long, value_name = "LEVEL", value_parser = crate::logging::level)]
     pub log_level: Option<crate::logging::Level>,
@@ -194,6 +197,7 @@ impl EngineArgs {
             udp_gro: !self.no_udp_gro,
             tun_gso: !self.no_tun_offload,
             receive_buffer: self.receive_buffer,
+            ebpf: self.ebpf,
         }
     }
 
@@ -274,16 +278,19 @@ mod tests {
             "--no-udp-gro",
             "--no-tun-offload",
             "--receive-buffer=4M",
+            "--ebpf=off",
             "--log-level=debug",
             "wg0",
         ])
         .expect("valid");
         let c = a.config();
+        assert_eq!(c.ebpf, EbpfChoice::Off);
         assert_eq!((c.io, c.pin, a.queues()), (IoChoice::Mmsg, Some(false), 3));
         assert_eq!((c.udp_gso, c.udp_gro, c.tun_gso), (false, false, false));
         assert_eq!((c.aead, c.receive_buffer), (Some(Backend::Portable), Some(4 << 20)));
         let c = run(&["wg0"]).expect("valid").config();
         assert_eq!((c.io, c.pin, c.aead), (IoChoice::Auto, None, None));
+        assert_eq!(c.ebpf, EbpfChoice::Auto);
         assert!(c.udp_gso && c.udp_gro && c.tun_gso && c.receive_buffer.is_none());
     }
 
@@ -314,6 +321,7 @@ mod tests {
             &["--pin=maybe", "wg0"],
             &["--receive-buffer=-1", "wg0"],
             &["--receive-buffer=4G", "wg0"],
+            &["--ebpf=maybe", "wg0"],
             &["--log-level=loud", "wg0"],
             &[],
         ] {

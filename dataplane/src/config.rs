@@ -32,6 +32,30 @@ impl FromStr for IoChoice {
     }
 }
 
+/// Whether kernel programs sort datagrams before the shards see them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EbpfChoice {
+    /// Where the kernel lets us.
+    #[default]
+    Auto,
+    /// Yes, or fail.
+    On,
+    /// No.
+    Off,
+}
+
+impl FromStr for EbpfChoice {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("kernel programs are not \"{s}\": use one of auto, on, off")),
+        }
+    }
+}
+
 /// Settings that hold for the life of an engine. The number of shards is that of the TUN device's queues.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -50,6 +74,8 @@ pub struct Config {
     pub tun_gso: bool,
     /// Receive buffer of each UDP socket in bytes; `None`: bounded by queue delay.
     pub receive_buffer: Option<usize>,
+    /// Kernel programs at the sockets.
+    pub ebpf: EbpfChoice,
 }
 
 impl Default for Config {
@@ -62,6 +88,7 @@ impl Default for Config {
             udp_gro: true,
             tun_gso: true,
             receive_buffer: None,
+            ebpf: EbpfChoice::Auto,
         }
     }
 }

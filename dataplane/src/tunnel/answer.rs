@@ -77,7 +77,7 @@ impl Tunnel {
         }
         let remote_index = initiation.remote_index;
         let timestamp = initiation.timestamp;
-        let index = self.sessions.reserve(random).ok_or(REFUSED)?;
+        let index = self.sessions.reserve(random, id).ok_or(REFUSED)?;
         let Some((mut response, keys)) = initiation.respond(&entry.psk, index) else {
             self.sessions.free(index);
             return Err(REFUSED);

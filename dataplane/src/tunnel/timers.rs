@@ -134,7 +134,7 @@ impl Tunnel {
             self.sessions.free(p.index);
         }
         let Some(path) = entry.peer.path() else { return };
-        let Some(index) = self.sessions.reserve(random) else { return };
+        let Some(index) = self.sessions.reserve(random, id) else { return };
         let timestamp = entry.clock.next(wall);
         let Some((handshake, mut message)) =
             Initiator::start(&own.keys, &entry.peer.public_key, index, &timestamp, entropy)

@@ -94,6 +94,9 @@ fn network(out: &mut String, n: &NetworkStatus) {
     let shown = counts.iter().filter(|(n, what)| *n > 0 || !matches!(*what, "being made" | "idle"));
     list(out, "links", &shown.map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>());
     list(out, "dropped", &n.drops.iter().map(|(why, n)| format!("{n} {}", plain(why))).collect::<Vec<_>>());
+    let kernel = n.kernel_drops.iter().map(|(why, n)| format!("{n} {}", plain(why)));
+    list(out, "by kernel", &kernel.collect::<Vec<_>>());
+    list(out, "programs", std::slice::from_ref(&n.kernel_programs));
 }
 
 /// The path in use.
