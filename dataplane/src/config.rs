@@ -56,6 +56,43 @@ impl FromStr for EbpfChoice {
     }
 }
 
+/// How the guard runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver where it can, else in the kernel's stack.
+    #[default]
+    Auto,
+    /// In the kernel's stack.
+    Generic,
+    /// In the driver.
+    Native,
+}
+
+/// Where the guard is put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Xdp {
+    /// The interface that datagrams come in on.
+    pub interface: String,
+    /// How it runs.
+    pub mode: XdpMode,
+}
+
+impl FromStr for Xdp {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        // No interface's name has a colon.
+        let (interface, mode) = match s.split_once(':') {
+            None => (s, XdpMode::Auto),
+            Some((interface, "generic")) => (interface, XdpMode::Generic),
+            Some((interface, "native")) => (interface, XdpMode::Native),
+            Some(_) => return Err("write it as eth0, eth0:generic or eth0:native".into()),
+        };
+        let valid = !interface.is_empty() && interface.len() < 16 && interface.bytes().all(|b| b > b' ' && b != b'/');
+        let named = valid.then(|| Self { interface: interface.to_owned(), mode });
+        named.ok_or_else(|| format!("no interface can be called \"{}\"", interface.escape_debug()))
+    }
+}
+
 /// Settings that hold for the life of an engine. The number of shards is that of the TUN device's queues.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -76,6 +113,8 @@ pub struct Config {
     pub receive_buffer: Option<usize>,
     /// Kernel programs at the sockets.
     pub ebpf: EbpfChoice,
+    /// A kernel program at an interface as well: for the network that is open to everybody.
+    pub xdp: Option<Xdp>,
 }
 
 impl Default for Config {
@@ -89,6 +128,7 @@ impl Default for Config {
             tun_gso: true,
             receive_buffer: None,
             ebpf: EbpfChoice::Auto,
+            xdp: None,
         }
     }
 }

@@ -85,7 +85,7 @@ pub struct Capabilities {
     pub udp_gro: bool,
     /// Kernel programs steer and sieve datagrams at the sockets.
     pub ebpf: bool,
-    /// Why not, unless they were not wanted.
+    /// What they do, or why there are none; `None`: they were not wanted.
     pub ebpf_note: Option<String>,
     /// Receive buffer of each socket in bytes, as granted.
     pub receive_buffer: usize,
@@ -97,11 +97,7 @@ impl Capabilities {
     /// What kernel programs do here, or why there are none, in a few words.
     #[must_use]
     pub fn ebpf_text(&self) -> &str {
-        match &self.ebpf_note {
-            _ if self.ebpf => "steer and sieve at the sockets",
-            Some(why) => why,
-            None => "off",
-        }
+        self.ebpf_note.as_deref().unwrap_or("off")
     }
 }
 
@@ -165,7 +161,7 @@ impl Engine {
             receive_buffer: config.receive_buffer.unwrap_or(udp::RECEIVE_BUFFER),
         };
         let sockets = udp::Socket::open(count, options).map_err(EngineError::io("cannot open UDP sockets"))?;
-        let (programs, ebpf_note) = programs(config.ebpf, &sockets)?;
+        let (programs, ebpf_note) = programs(&config, &sockets)?;
         let mtu = tun.mtu().map_err(EngineError::io(format!("cannot read the MTU of {}", tun.name())))?;
         let format = TunFormat { vnet: tun.vnet, tso: tun.tso && config.tun_gso, uso: tun.uso && config.tun_gso };
         let mut capabilities = Capabilities {
@@ -340,7 +336,9 @@ impl Engine {
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         let mut c = self.0.capabilities.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        c.ebpf &= lock(&self.0.core).has_programs();
+        if c.ebpf && !lock(&self.0.core).has_programs() {
+            (c.ebpf, c.ebpf_note) = (false, Some("given up after an error, which the log has".into()));
+        }
         c.udp_gso &= self.0.shared.udp_gso.load(Relaxed);
         c.tun_tso &= self.0.shared.tun_gso.load(Relaxed);
         c.tun_uso &= self.0.shared.tun_gso.load(Relaxed);
@@ -385,15 +383,27 @@ impl Drop for Inner {
 
 /// Kernel programs at `sockets`, or why there are none.
 fn programs(
-    choice: EbpfChoice,
+    config: &Config,
     sockets: &[Arc<udp::Socket>],
 ) -> Result<(Option<bpf::Programs>, Option<String>), EngineError> {
+    let choice = config.ebpf;
     if choice == EbpfChoice::Off {
-        return Ok((None, None));
+        return Ok((None, config.xdp.as_ref().map(|_| "off, and the guard with them".into())));
     }
-    let tried = bpf::Programs::load(sockets.len()).and_then(|mut p| p.attach(sockets).map(|()| p));
+    let load = |guarded| bpf::Programs::load(sockets.len(), guarded).and_then(|mut p| p.attach(sockets).map(|()| p));
+    let tried = load(config.xdp.is_some()).map(|mut p| match config.xdp.as_ref().map(|x| p.guard(x)) {
+        // A tunnel without a guard is one: whoever starts it at boot wants it.
+        Some(Err(e)) => {
+            let text = format!("{}; {e}", p.text());
+            (p, text)
+        }
+        _ => {
+            let text = p.text();
+            (p, text)
+        }
+    });
     match tried {
-        Ok(p) => Ok((Some(p), None)),
+        Ok((p, text)) => Ok((Some(p), Some(text))),
         Err(e) if choice == EbpfChoice::On => {
             let source = io::Error::other(format!("{e}: take --ebpf auto; `ipop-fast doctor` says more"));
             Err(EngineError::Io { what: "kernel programs cannot be used here".into(), source })

@@ -208,7 +208,7 @@ fn ebpf(r: &mut Report) {
         r.add(NAME, State::Limited, "not tried: there are no UDP sockets to try them on");
         return;
     };
-    match super::bpf::Programs::load(sockets.len()).and_then(|mut p| p.attach(&sockets)) {
+    match super::bpf::Programs::load(sockets.len(), true).and_then(|mut p| p.attach(&sockets)) {
         Ok(()) => r.add(NAME, State::Yes, "a session's datagrams go to its shard, junk is dropped before one sees it"),
         Err(e) => {
             r.add(NAME, State::Limited, format!("{e}; the network's hash chooses the shard"));

@@ -1,5 +1,6 @@
 //! Kernel programs: their verdicts on a table of packets, against a model in plain Rust; and what they do for tunnels.
 
+mod attach;
 mod guard;
 mod model;
 mod sieve;

@@ -1,13 +1,16 @@
-//! Kernel programs that sort datagrams before a shard sees them: `steer` and `sieve` at the sockets. What they do is in
-//! `ebpf/programs`. Nothing of them outlives the process: they hang on sockets.
+//! Kernel programs that sort datagrams before a shard sees them: `steer` and `sieve` at the sockets, and `guard` at an
+//! interface. What they do is in `ebpf/programs`. Nothing of them outlives the process: they hang on sockets and a link.
 
+mod guard;
 mod slots;
 
 use super::udp::Socket;
+use crate::config::Xdp;
 use crate::tunnel::IndexWatch;
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, ReusePortSockArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, ReusePortSockArray};
 use aya::programs::{Program, ProgramError, SkReuseport, SocketFilter};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use guard::Guard;
 use ipop_ebpf::{MAX_RELAYS, MAX_SOCKETS, Reason, RelayKey};
 use slots::Slots;
 use std::fmt;
@@ -36,15 +39,23 @@ impl BpfError {
     }
 }
 
-/// What the kernel said: the innermost of errors, without the verifier's log.
-fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+/// The innermost of errors: what the kernel said, without the verifier's log.
+fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
     }
-    match innermost.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+    innermost
+}
+
+fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    innermost(error).downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error)
+}
+
+fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    match errno_of(error) {
         Some(libc::EPERM) => "not permitted: it takes CAP_BPF and CAP_NET_ADMIN".into(),
-        _ => innermost.to_string(),
+        _ => innermost(error).to_string(),
     }
 }
 
@@ -56,6 +67,8 @@ pub struct Programs {
     listed: Vec<[u8; 20]>,
     sockets: ReusePortSockArray<MapData>,
     drops: PerCpuArray<MapData, u64>,
+    port: Array<MapData, u32>,
+    guard: Option<Guard>,
 }
 
 impl fmt::Debug for Programs {
@@ -65,16 +78,19 @@ impl fmt::Debug for Programs {
 }
 
 impl Programs {
-    /// Loads the programs for `shards` shards.
+    /// Loads the programs for `shards` shards; the guard too if it is `guarded`.
     ///
     /// # Errors
     /// What the kernel has against it: no right to, too old, or a verifier of another opinion.
-    pub fn load(shards: usize) -> Result<Self, BpfError> {
-        let mut ebpf = load_maps()?;
+    pub fn load(shards: usize, guarded: bool) -> Result<Self, BpfError> {
+        let mut ebpf = load_maps(guarded)?;
         // Before the maps are taken: a program is told of them by their descriptors.
         let refused = |e: ProgramError| BpfError::new("the kernel refuses the programs for sockets")(&e);
         steer(&mut ebpf)?.load().map_err(refused)?;
         sieve(&mut ebpf)?.load().map_err(refused)?;
+        if guarded {
+            guard::load(&mut ebpf)?;
+        }
         let map = |e: &mut Ebpf, name| e.take_map(name).ok_or(BpfError::missing(name));
         let slots = match map(&mut ebpf, "SLOTS")? {
             Map::Array(data) => {
@@ -86,7 +102,8 @@ impl Programs {
         let relays = HashMap::try_from(map(&mut ebpf, "RELAYS")?).map_err(wrong)?;
         let sockets = ReusePortSockArray::try_from(map(&mut ebpf, "SOCKETS")?).map_err(wrong)?;
         let drops = PerCpuArray::try_from(map(&mut ebpf, "DROPS")?).map_err(wrong)?;
-        Ok(Self { ebpf, slots: Arc::new(slots), relays, listed: Vec::new(), sockets, drops })
+        let (slots, listed, port) = (Arc::new(slots), Vec::new(), guard::port(&mut ebpf)?);
+        Ok(Self { ebpf, slots, relays, listed, sockets, drops, port, guard: None })
     }
 
     /// What keeps the programs informed of receiver indices.
@@ -109,7 +126,25 @@ impl Programs {
         for socket in sockets {
             sieve(&mut self.ebpf)?.attach(fd(socket)).map_err(refused)?;
         }
-        steer(&mut self.ebpf)?.attach(fd(first)).map_err(refused)
+        steer(&mut self.ebpf)?.attach(fd(first)).map_err(refused)?;
+        let port = first.port().map_err(|e| BpfError::new("cannot tell our port")(&e))?;
+        self.port.set(0, u32::from(port), 0).map_err(|e| BpfError::new("cannot tell the guard our port")(&e))
+    }
+
+    /// Puts the guard at an interface. The programs have to be loaded as guarded.
+    ///
+    /// # Errors
+    /// Another program is there, or what the kernel has against it.
+    pub fn guard(&mut self, to: &Xdp) -> Result<(), BpfError> {
+        self.guard = Some(Guard::attach(&mut self.ebpf, to)?);
+        Ok(())
+    }
+
+    /// What they do, in a few words.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let guard = self.guard.as_ref().map(|g| format!(", {}", g.text())).unwrap_or_default();
+        format!("steer and sieve at the sockets{guard}")
     }
 
     /// The TURN servers whose ChannelData is let through. Those beyond [`MAX_RELAYS`] are not.
@@ -145,10 +180,14 @@ fn fd(socket: &Arc<Socket>) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }
 
-fn load_maps() -> Result<Ebpf, BpfError> {
+fn load_maps(guarded: bool) -> Result<Ebpf, BpfError> {
     let mut loader = EbpfLoader::new();
     // The programs know nothing of the kernel's own types.
     loader.btf(None);
+    if !guarded {
+        // Nobody asks for it: an entry, not a megabyte.
+        loader.map_max_entries("SOURCES", 1);
+    }
     loader.load(OBJECT).map_err(|e: EbpfError| BpfError::new("cannot load kernel programs")(&e))
 }
 
