@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the side-by-side table, peers taken in turn round by round so that drift hits all alike.
 
+mod flood;
 mod group;
 mod report;
 mod trials;
@@ -39,6 +40,9 @@ pub(crate) struct Options {
     /// Instead: a link that two nodes of a group negotiated against one set up by hand, same hosts, same run
     #[arg(long, conflicts_with = "peers")]
     group: bool,
+    /// Instead: a TCP flow beside floods of junk, with and without kernel programs
+    #[arg(long, conflicts_with_all = ["peers", "group"])]
+    flood: bool,
     /// Which of ipop-fast-uring, ipop-fast-mmsg, wireguard-go, boringtun (all)
     peers: Vec<String>,
 }
@@ -53,6 +57,9 @@ struct Line {
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.group {
         return group::run(if options.quick { 1 } else { options.rounds.max(1) });
+    }
+    if options.flood {
+        return flood::run(if options.quick { 1 } else { options.rounds.max(1) });
     }
     let cast = cast(&options.peers)?;
     let mut steps = Steps::new("bench-logs")?;
