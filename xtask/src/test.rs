@@ -44,6 +44,9 @@ fn all(steps: &mut Steps, options: &Options) -> Result<()> {
     packages::install(steps)?;
     if options.filter.is_none() {
         steps.run("format", cargo().args(["fmt", "--all", "--check"]))?;
+        // Kernel programs are a workspace of their own.
+        let programs = ["fmt", "--check", "--manifest-path", "ebpf/programs/Cargo.toml"];
+        steps.run("format of kernel programs", cargo().args(programs))?;
         steps.run("licences", Command::new(std::env::current_exe()?).arg("licences"))?;
         ebpf::check(steps)?;
         steps.run("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;

@@ -3,14 +3,15 @@
 //! judged: fragments, headers that are not there in full, unknown extension headers.
 
 use crate::{Verdict, count, head, judge};
-use aya_ebpf::bindings::{bpf_fib_lookup as Fib, xdp_action::{XDP_DROP, XDP_PASS}};
+use aya_ebpf::bindings::{
+    bpf_fib_lookup as Fib,
+    xdp_action::{XDP_DROP, XDP_PASS},
+};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, LruHashMap};
 use aya_ebpf::programs::XdpContext;
-use ipop_ebpf::{
-    GUARD_BURST, GUARD_INTERVAL_NS, MAX_SOURCES, Reason, RelayKey, Told, prefix_of_v4, prefix_of_v6,
-};
+use ipop_ebpf::{GUARD_BURST, GUARD_INTERVAL_NS, MAX_SOURCES, Reason, RelayKey, Told, prefix_of_v4, prefix_of_v6};
 
 /// Our UDP port, in host byte order; 0: none.
 #[map]
