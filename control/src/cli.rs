@@ -13,7 +13,7 @@ pub use node::{
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataplane::crypto::{Backend, Cipher};
-use dataplane::{CipherChoice, Config, IoChoice};
+use dataplane::{CipherChoice, Config, EbpfChoice, IoChoice, Xdp};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -151,6 +151,12 @@ pub struct EngineArgs {
     /// Receive buffer of each UDP socket; k and M are allowed; default: bounded by queueing delay
     #[arg(long, env = "IPOP_FAST_RECEIVE_BUFFER", value_name = "BYTES", value_parser = bytes)]
     pub receive_buffer: Option<usize>,
+    /// Kernel programs that steer datagrams and drop junk; auto takes them where the kernel lets us
+    #[arg(long, env = "IPOP_FAST_EBPF", default_value = "auto", value_name = "auto|on|off")]
+    pub ebpf: EbpfChoice,
+    /// Also drop junk at this interface, before the kernel's stack sees it (XDP)
+    #[arg(long, env = "IPOP_FAST_XDP", value_name = "IFACE[:generic|:native]")]
+    pub xdp: Option<Xdp>,
     /// silent, error, warn, info, debug or trace; default: LOG_LEVEL, else info
     #[arg(long, value_name = "LEVEL", value_parser = crate::logging::level)]
     pub log_level: Option<crate::logging::Level>,
@@ -202,6 +208,8 @@ impl EngineArgs {
             udp_gro: !self.no_udp_gro,
             tun_gso: !self.no_tun_offload,
             receive_buffer: self.receive_buffer,
+            ebpf: self.ebpf,
+            xdp: self.xdp.clone(),
         }
     }
 
@@ -283,11 +291,14 @@ mod tests {
             "--no-udp-gro",
             "--no-tun-offload",
             "--receive-buffer=4M",
+            "--ebpf=off",
+            "--xdp=eth0:generic",
             "--log-level=debug",
             "wg0",
         ])
         .expect("valid");
         let c = a.config();
+        assert_eq!((c.ebpf, c.xdp), (EbpfChoice::Off, "eth0:generic".parse().ok()));
         assert_eq!((c.io, c.pin, a.queues()), (IoChoice::Mmsg, Some(false), 3));
         assert_eq!((c.udp_gso, c.udp_gro, c.tun_gso), (false, false, false));
         assert_eq!((c.aead, c.receive_buffer), (Some(Backend::Portable), Some(4 << 20)));
@@ -297,6 +308,7 @@ mod tests {
         }
         let c = run(&["wg0"]).expect("valid").config();
         assert_eq!((c.io, c.pin, c.aead), (IoChoice::Auto, None, None));
+        assert!(c.ebpf == EbpfChoice::Auto && c.xdp.is_none());
         assert!(c.udp_gso && c.udp_gro && c.tun_gso && c.receive_buffer.is_none());
     }
 
@@ -328,6 +340,9 @@ mod tests {
             &["--pin=maybe", "wg0"],
             &["--receive-buffer=-1", "wg0"],
             &["--receive-buffer=4G", "wg0"],
+            &["--ebpf=maybe", "wg0"],
+            &["--xdp=eth0:fast", "wg0"],
+            &["--xdp=", "wg0"],
             &["--log-level=loud", "wg0"],
             &[],
         ] {

@@ -153,7 +153,8 @@ fn describe(c: &Capabilities) -> String {
     let off = if off.is_empty() { String::new() } else { format!(", without {off}") };
     let shards = if c.shards == 1 { "1 shard".to_owned() } else { format!("{} shards", c.shards) };
     let aes = if c.aes { " (AES-256-GCM with peers that take it)" } else { "" };
-    format!("running on {}{note}, cipher {}{aes}, {shards}, offloads: {on}{off}", c.io, c.aead)
+    let ebpf = c.ebpf_text();
+    format!("running on {}{note}, cipher {}{aes}, {shards}, offloads: {on}{off}; kernel programs: {ebpf}", c.io, c.aead)
 }
 
 #[cfg(test)]
@@ -174,13 +175,15 @@ mod tests {
             tun_uso: false,
             udp_gso: true,
             udp_gro: true,
+            ebpf: false,
+            ebpf_note: Some("cannot load kernel programs: not permitted".to_owned()),
             receive_buffer: 1,
             send_buffer: 1,
         };
         assert_eq!(
             describe(&c),
             "running on mmsg (io_uring is disabled by kernel.io_uring_disabled), cipher aws-lc, 2 shards, \
-             offloads: tun tso gso gro, without uso"
+             offloads: tun tso gso gro, without uso; kernel programs: cannot load kernel programs: not permitted"
         );
         let c = Capabilities { aes: true, ..c };
         assert!(describe(&c).contains("cipher aws-lc (AES-256-GCM with peers that take it), 2 shards"));

@@ -29,6 +29,7 @@ struct Answer<'a> {
     traffic: Counters<'a>,
     drops: Counters<'a>,
     sessions: Counters<'a>,
+    kernel_drops: Counters<'a>,
 }
 
 #[derive(Serialize)]
@@ -43,6 +44,8 @@ struct Chosen<'a> {
     tun_uso: bool,
     udp_gso: bool,
     udp_gro: bool,
+    ebpf: bool,
+    ebpf_note: Option<&'a str>,
     receive_buffer: usize,
     send_buffer: usize,
 }
@@ -73,6 +76,8 @@ pub fn to_json(interface: &str, c: &Capabilities, stats: &Stats, sessions: [(Cip
         tun_uso: c.tun_uso,
         udp_gso: c.udp_gso,
         udp_gro: c.udp_gro,
+        ebpf: c.ebpf,
+        ebpf_note: c.ebpf_note.as_deref(),
         receive_buffer: c.receive_buffer,
         send_buffer: c.send_buffer,
     };
@@ -80,8 +85,10 @@ pub fn to_json(interface: &str, c: &Capabilities, stats: &Stats, sessions: [(Cip
     let (traffic, drops) = (Counters(&stats.traffic), Counters(&stats.drops));
     let sessions = sessions.map(|(cipher, n)| (cipher.name(), n as u64));
     let sessions = Counters(&sessions);
+    let kernel_drops = Counters(&stats.kernel_drops);
     // Strings, numbers and maps with string keys only: nothing that JSON refuses.
-    serde_json::to_string(&Answer { interface, version, capabilities, traffic, drops, sessions }).unwrap_or_default()
+    serde_json::to_string(&Answer { interface, version, capabilities, traffic, drops, sessions, kernel_drops })
+        .unwrap_or_default()
 }
 
 #[derive(Deserialize)]
@@ -94,6 +101,9 @@ struct Received {
     /// Peers that have a session, by cipher.
     #[serde(default)]
     sessions: Map<String, Value>,
+    /// A daemon of an earlier version has none.
+    #[serde(default)]
+    kernel_drops: Map<String, Value>,
 }
 
 /// Shows the counters of one interface or of all.
@@ -200,6 +210,9 @@ fn show(line: &str, json: bool) -> Result<String, Error> {
     rows("traffic", &r.traffic, true);
     rows("drops", &r.drops, false);
     rows("sessions", &r.sessions, false);
+    if !r.kernel_drops.is_empty() {
+        rows("dropped by kernel programs", &r.kernel_drops, false);
+    }
     Ok(out)
 }
 
@@ -225,16 +238,21 @@ mod tests {
             tun_uso: true,
             udp_gso: true,
             udp_gro: true,
+            ebpf: true,
+            ebpf_note: None,
             receive_buffer: 1,
             send_buffer: 1,
         };
+        let mut stats = Stats::sum([&c]);
+        stats.kernel_drops = vec![("socket_unknown_receiver", 5), ("socket_unknown_datagram", 0)];
         let sessions = [(Cipher::ChaCha20Poly1305, 0), (Cipher::Aes256Gcm, 2)];
-        let line = to_json("wg0", &chosen, &Stats::sum([&c]), sessions);
+        let line = to_json("wg0", &chosen, &stats, sessions);
         assert!(!line.contains('\n'));
         let table = show(&line, false).expect("understood");
         let has = |name: &str, n: &str| table.lines().any(|l| l.split_whitespace().eq([name, n]));
         assert!(has("udp_datagrams_in", "12") && has("udp_datagrams_out", "0") && has("forged", "3"), "{table}");
         assert!(has("aes256gcm", "2") && !table.contains("chacha20poly1305"), "{table}");
+        assert!(has("socket_unknown_receiver", "5") && !table.contains("socket_unknown_datagram"), "{table}");
         assert!(!table.contains("replayed"));
         assert_eq!(show(&line, true).expect("json"), line + "\n");
     }

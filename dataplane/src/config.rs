@@ -70,6 +70,67 @@ impl FromStr for CipherChoice {
     }
 }
 
+/// Whether kernel programs sort datagrams before the shards see them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EbpfChoice {
+    /// Where the kernel lets us.
+    #[default]
+    Auto,
+    /// Yes, or fail.
+    On,
+    /// No.
+    Off,
+}
+
+impl FromStr for EbpfChoice {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("kernel programs are not \"{s}\": use one of auto, on, off")),
+        }
+    }
+}
+
+/// How the guard runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver where it can, else in the kernel's stack.
+    #[default]
+    Auto,
+    /// In the kernel's stack.
+    Generic,
+    /// In the driver.
+    Native,
+}
+
+/// Where the guard is put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Xdp {
+    /// The interface that datagrams come in on.
+    pub interface: String,
+    /// How it runs.
+    pub mode: XdpMode,
+}
+
+impl FromStr for Xdp {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        // No interface's name has a colon.
+        let (interface, mode) = match s.split_once(':') {
+            None => (s, XdpMode::Auto),
+            Some((interface, "generic")) => (interface, XdpMode::Generic),
+            Some((interface, "native")) => (interface, XdpMode::Native),
+            Some(_) => return Err("write it as eth0, eth0:generic or eth0:native".into()),
+        };
+        let valid = !interface.is_empty() && interface.len() < 16 && interface.bytes().all(|b| b > b' ' && b != b'/');
+        let named = valid.then(|| Self { interface: interface.to_owned(), mode });
+        named.ok_or_else(|| format!("no interface can be called \"{}\"", interface.escape_debug()))
+    }
+}
+
 /// Settings that hold for the life of an engine. The number of shards is that of the TUN device's queues.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -90,6 +151,10 @@ pub struct Config {
     pub tun_gso: bool,
     /// Receive buffer of each UDP socket in bytes; `None`: bounded by queue delay.
     pub receive_buffer: Option<usize>,
+    /// Kernel programs at the sockets.
+    pub ebpf: EbpfChoice,
+    /// A kernel program at an interface as well: for the network that is open to everybody.
+    pub xdp: Option<Xdp>,
 }
 
 impl Default for Config {
@@ -103,6 +168,8 @@ impl Default for Config {
             udp_gro: true,
             tun_gso: true,
             receive_buffer: None,
+            ebpf: EbpfChoice::Auto,
+            xdp: None,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The handle that others use: start, configure, read statistics, take and give STUN datagrams.
 
-use crate::config::{Config, IoChoice, State, Update};
+use crate::config::{Config, EbpfChoice, IoChoice, State, Update};
 use crate::crypto::{Backend, Cipher};
-use crate::io::{clock, event::Bell, mmsg::Mmsg, udp, uring::Uring};
+use crate::io::{bpf, clock, event::Bell, mmsg::Mmsg, udp, uring::Uring};
 use crate::keeper::{self, Core, SharedCore, SystemRng, UpdateError, lock};
 use crate::path::Path;
 use crate::shard::{Next, Shard, TunFormat};
@@ -85,10 +85,22 @@ pub struct Capabilities {
     pub udp_gso: bool,
     /// `UDP_GRO`.
     pub udp_gro: bool,
+    /// Kernel programs steer and sieve datagrams at the sockets.
+    pub ebpf: bool,
+    /// What they do, or why there are none; `None`: they were not wanted.
+    pub ebpf_note: Option<String>,
     /// Receive buffer of each socket in bytes, as granted.
     pub receive_buffer: usize,
     /// Send buffer of each socket in bytes, as granted.
     pub send_buffer: usize,
+}
+
+impl Capabilities {
+    /// What kernel programs do here, or why there are none, in a few words.
+    #[must_use]
+    pub fn ebpf_text(&self) -> &str {
+        self.ebpf_note.as_deref().unwrap_or("off")
+    }
 }
 
 /// Why an engine ended.
@@ -151,6 +163,7 @@ impl Engine {
             receive_buffer: config.receive_buffer.unwrap_or(udp::RECEIVE_BUFFER),
         };
         let sockets = udp::Socket::open(count, options).map_err(EngineError::io("cannot open UDP sockets"))?;
+        let (programs, ebpf_note) = programs(&config, &sockets)?;
         let mtu = tun.mtu().map_err(EngineError::io(format!("cannot read the MTU of {}", tun.name())))?;
         let format = TunFormat { vnet: tun.vnet, tso: tun.tso && config.tun_gso, uso: tun.uso && config.tun_gso };
         let mut capabilities = Capabilities {
@@ -165,6 +178,8 @@ impl Engine {
             tun_uso: format.uso,
             udp_gso: config.udp_gso,
             udp_gro: sockets.iter().all(|s| s.gro),
+            ebpf: programs.is_some(),
+            ebpf_note,
             receive_buffer: sockets[0].buffers().0,
             send_buffer: sockets[0].buffers().1,
         };
@@ -183,8 +198,13 @@ impl Engine {
         let shared = Arc::new(shared);
         let mut tunnel = Tunnel::new(backend, shared.sessions.clone(), Box::new(SystemRng));
         tunnel.set_aes(config.aes);
+        if let Some(p) = &programs {
+            shared.sessions.set_watch(p.watch());
+        }
         let keeper_counters = shared.counters[count].clone();
-        let core = Arc::new(Mutex::new(Core::new(tunnel, sockets.clone(), options, shared.clone(), keeper_counters)));
+        let mut core = Core::new(tunnel, sockets.clone(), options, shared.clone(), keeper_counters);
+        core.set_programs(programs);
+        let core = Arc::new(Mutex::new(core));
         let closed = Arc::new((Mutex::new(None), Condvar::new()));
 
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -260,10 +280,12 @@ impl Engine {
         lock(&self.0.core).sessions(clock::now())
     }
 
-    /// All counters, summed over shards and keeper.
+    /// All counters, summed over shards and keeper, and those of kernel programs.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::sum(self.0.shared.counters.iter().map(|c| &**c))
+        let mut stats = Stats::sum(self.0.shared.counters.iter().map(|c| &**c));
+        stats.kernel_drops = lock(&self.0.core).kernel_drops();
+        stats
     }
 
     /// The MTU of the interface changed.
@@ -302,7 +324,7 @@ impl Engine {
 
     /// The TURN servers whose ChannelData is taken.
     pub fn set_relays(&self, servers: Vec<SocketAddr>) {
-        self.0.shared.relays.store(Arc::new(servers.into_iter().map(crate::path::canonical).collect()));
+        lock(&self.0.core).set_relays(servers.into_iter().map(crate::path::canonical).collect());
     }
 
     /// STUN and ChannelData datagrams that came in on the tunnel's port. Bounded: what nobody takes in time
@@ -324,6 +346,9 @@ impl Engine {
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         let mut c = self.0.capabilities.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if c.ebpf && !lock(&self.0.core).has_programs() {
+            (c.ebpf, c.ebpf_note) = (false, Some("given up after an error, which the log has".into()));
+        }
         c.udp_gso &= self.0.shared.udp_gso.load(Relaxed);
         c.tun_tso &= self.0.shared.tun_gso.load(Relaxed);
         c.tun_uso &= self.0.shared.tun_gso.load(Relaxed);
@@ -363,6 +388,37 @@ impl Drop for Inner {
             m.post(ToShard::Stop);
         }
         let _ = self.keeper.try_send(ToKeeper::Stop);
+    }
+}
+
+/// Kernel programs at `sockets`, or why there are none.
+fn programs(
+    config: &Config,
+    sockets: &[Arc<udp::Socket>],
+) -> Result<(Option<bpf::Programs>, Option<String>), EngineError> {
+    let choice = config.ebpf;
+    if choice == EbpfChoice::Off {
+        return Ok((None, config.xdp.as_ref().map(|_| "off, and the guard with them".into())));
+    }
+    let load = |guarded| bpf::Programs::load(sockets.len(), guarded).and_then(|mut p| p.attach(sockets).map(|()| p));
+    let tried = load(config.xdp.is_some()).map(|mut p| match config.xdp.as_ref().map(|x| p.guard(x)) {
+        // A tunnel without a guard is one: whoever starts it at boot wants it.
+        Some(Err(e)) => {
+            let text = format!("{}; {e}", p.text());
+            (p, text)
+        }
+        _ => {
+            let text = p.text();
+            (p, text)
+        }
+    });
+    match tried {
+        Ok((p, text)) => Ok((Some(p), Some(text))),
+        Err(e) if choice == EbpfChoice::On => {
+            let source = io::Error::other(format!("{e}: take --ebpf auto; `ipop-fast doctor` says more"));
+            Err(EngineError::Io { what: "kernel programs cannot be used here".into(), source })
+        }
+        Err(e) => Ok((None, Some(e.to_string()))),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::config::{PeerState, State, Update};
 use crate::crypto::Cipher;
-use crate::io::{clock, udp};
+use crate::io::{bpf, clock, udp};
 use crate::path::Path;
 use crate::shared::{KEEPER_QUEUE, Shared, ToKeeper, ToShard};
 use crate::stats::{Counters, Drop, add};
@@ -11,6 +11,7 @@ use crate::tunnel::{Output, Peer, PresharedKey, PublicKey, Rng, Tunnel, TunnelEr
 use crate::{Time, WallTime};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +50,7 @@ pub struct Core {
     counters: Arc<Counters>,
     loaded_until: Time,
     up: bool,
+    programs: Option<bpf::Programs>,
 }
 
 /// The keeper's state, shared between its thread and whoever configures.
@@ -94,6 +96,42 @@ impl Core {
             counters,
             loaded_until: Time::ZERO,
             up: true,
+            programs: None,
+        }
+    }
+
+    /// Kernel programs that are attached to the sockets.
+    pub fn set_programs(&mut self, programs: Option<bpf::Programs>) {
+        self.programs = programs;
+    }
+
+    /// Whether kernel programs are (still) in use.
+    #[must_use]
+    pub const fn has_programs(&self) -> bool {
+        self.programs.is_some()
+    }
+
+    /// What kernel programs dropped, by reason.
+    #[must_use]
+    pub fn kernel_drops(&self) -> Vec<(&'static str, u64)> {
+        self.programs.as_ref().map(bpf::Programs::drops).unwrap_or_default()
+    }
+
+    /// The TURN servers whose ChannelData is taken, in canonical form.
+    pub fn set_relays(&mut self, servers: Vec<SocketAddr>) {
+        let result = self.programs.as_mut().map_or(Ok(()), |p| p.set_relays(&servers));
+        self.shared.relays.store(Arc::new(servers));
+        self.check_programs(result);
+    }
+
+    /// Does without kernel programs if they fail: what they do not know of, they would drop.
+    fn check_programs(&mut self, result: Result<(), bpf::BpfError>) {
+        if let Err(e) = result {
+            tracing::warn!("{e}: going on without kernel programs");
+            self.programs = None;
+            for s in &self.sockets {
+                s.detach_programs();
+            }
         }
     }
 
@@ -249,6 +287,8 @@ impl Core {
         }
         self.sockets = sockets;
         self.options = options;
+        let result = self.programs.as_mut().map_or(Ok(()), |p| p.attach(&self.sockets));
+        self.check_programs(result);
         Ok(())
     }
 

@@ -17,7 +17,7 @@ pub mod table;
 pub mod time;
 pub mod tunnel;
 
-pub use config::{CipherChoice, Config, IoChoice, PeerState, PeerUpdate, State, Update};
+pub use config::{CipherChoice, Config, EbpfChoice, IoChoice, PeerState, PeerUpdate, State, Update, Xdp, XdpMode};
 pub use engine::{Capabilities, Closed, Engine, EngineError, Tun};
 pub use io::probe;
 pub use packet::Translation;

@@ -109,6 +109,10 @@ pub struct Counters {
     pub tun_writes: AtomicU64,
     /// Datagrams received.
     pub udp_in: AtomicU64,
+    /// Data datagrams of live sessions that arrived at the shard that owns the session.
+    pub udp_at_owner: AtomicU64,
+    /// Those that arrived at another shard.
+    pub udp_elsewhere: AtomicU64,
     /// Datagrams sent.
     pub udp_out: AtomicU64,
     /// Receive calls that brought datagrams: GRO buffers.
@@ -138,6 +142,8 @@ impl Default for Counters {
             tun_reads: z(),
             tun_writes: z(),
             udp_in: z(),
+            udp_at_owner: z(),
+            udp_elsewhere: z(),
             udp_out: z(),
             udp_reads: z(),
             udp_writes: z(),
@@ -175,6 +181,8 @@ pub struct Stats {
     pub traffic: Vec<(&'static str, u64)>,
     /// Name and count of every drop reason, in a fixed order.
     pub drops: Vec<(&'static str, u64)>,
+    /// What kernel programs dropped, by reason; empty without them. No other counter has these datagrams.
+    pub kernel_drops: Vec<(&'static str, u64)>,
 }
 
 impl Stats {
@@ -189,6 +197,8 @@ impl Stats {
                 ("tun_reads", &c.tun_reads),
                 ("tun_writes", &c.tun_writes),
                 ("udp_datagrams_in", &c.udp_in),
+                ("udp_data_at_owner", &c.udp_at_owner),
+                ("udp_data_elsewhere", &c.udp_elsewhere),
                 ("udp_datagrams_out", &c.udp_out),
                 ("udp_reads", &c.udp_reads),
                 ("udp_writes", &c.udp_writes),
@@ -209,13 +219,18 @@ impl Stats {
                 sum.1 += c.dropped(*d);
             }
         }
-        Self { traffic, drops }
+        Self { traffic, drops, kernel_drops: Vec::new() }
     }
 
     /// A counter by name; zero for a name that does not exist.
     #[must_use]
     pub fn get(&self, name: &str) -> u64 {
-        self.traffic.iter().chain(&self.drops).find(|(n, _)| *n == name).map_or(0, |(_, v)| *v)
+        self.traffic
+            .iter()
+            .chain(&self.drops)
+            .chain(&self.kernel_drops)
+            .find(|(n, _)| *n == name)
+            .map_or(0, |(_, v)| *v)
     }
 }
 

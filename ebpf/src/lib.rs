@@ -8,6 +8,10 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod shared;
+
+pub use shared::*;
+
 /// Length in bytes of a handshake initiation (WireGuard paper, section 5.4.2).
 pub const INITIATION_LEN: usize = 148;
 /// Length in bytes of a handshake response (WireGuard paper, section 5.4.3).

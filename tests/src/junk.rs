@@ -1,12 +1,25 @@
 //! Junk datagrams for a daemon's UDP port, bounded in number and rate.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use crate::ns::Namespace;
+use crate::pair::{Pair, Side};
+use crate::relay::{Faults, Relay};
 use crate::traffic::{Noise, socket};
+use crate::wg::wg;
+
+/// Different datagrams of a [`Torrent`].
+const DATAGRAMS: usize = 1024;
+/// Datagrams that it sends between two looks at the clock.
+const BURST: usize = 64;
+/// Longest datagram of it: one packet.
+const LONGEST: usize = 1400;
 
 /// A kind of junk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +110,80 @@ pub fn flood(ns: &Namespace, target: SocketAddr, kinds: &[Junk], count: u64, rat
         }
     }
     Ok(sent)
+}
+
+/// The receiver index by which B knows its session with A, and datagrams of that, read off the wire by a relay that the
+/// handshake took.
+///
+/// # Errors
+/// When there is no handshake, or the session does not survive the relay's going.
+pub fn index_of_b(pair: &Pair) -> Result<(u32, Vec<Vec<u8>>)> {
+    let relay = Relay::start(pair.ns(Side::B), "10.99.0.2:7000".parse()?, pair.endpoint(Side::B), Faults::default())?;
+    let (a, b) = (pair.interface(Side::A), pair.interface(Side::B));
+    wg(&format!("set {a} peer {} endpoint {}", pair.site(Side::B).keys.public, relay.address()))?;
+    pair.wait_ping(Side::A, Duration::from_secs(12))?;
+    let found = (relay.receiver_index()?, relay.seen()?);
+    // Both straight again; the session stays.
+    wg(&format!("set {a} peer {} endpoint {}", pair.site(Side::B).keys.public, pair.endpoint(Side::B)))?;
+    wg(&format!("set {b} peer {} endpoint {}", pair.site(Side::A).keys.public, pair.endpoint(Side::A)))?;
+    ensure!(pair.pings(Side::A, Side::B.inner4()), "the session did not survive the change of path");
+    Ok(found)
+}
+
+/// A flood at a steady rate from prepared datagrams, for figures; ends when dropped.
+#[derive(Debug)]
+pub struct Torrent {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Torrent {
+    /// Sends `kind` from `from` to `target`, `rate` a second.
+    ///
+    /// # Errors
+    /// When no socket can be had.
+    pub fn start(from: &Namespace, sources: &[SocketAddr], target: SocketAddr, kind: Junk, rate: u64) -> Result<Self> {
+        let mut noise = Noise::new(rate);
+        let fits = std::iter::repeat_with(|| kind.datagram(&mut noise)).filter(|d| d.len() <= LONGEST);
+        let datagrams: Vec<Vec<u8>> = fits.take(DATAGRAMS).collect();
+        let sockets = sources.iter().map(|a| socket(from, *a)).collect::<Result<Vec<_>>>()?;
+        for s in &sockets {
+            s.connect(target)?;
+        }
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counter) = (stop.clone(), sent.clone());
+        let thread = std::thread::spawn(move || {
+            let (start, mut n) = (Instant::now(), 0_u64);
+            while !stopped.load(Relaxed) {
+                for _ in 0..BURST {
+                    let i = usize::try_from(n).unwrap_or(0);
+                    n += 1;
+                    if sockets[i % sockets.len()].send(&datagrams[i % DATAGRAMS]).is_ok() {
+                        counter.fetch_add(1, Relaxed);
+                    }
+                }
+                let due = Duration::from_secs_f64(n as f64 / rate as f64);
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+        });
+        Ok(Self { stop, sent, thread: Some(thread) })
+    }
+
+    /// How many the kernel took so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+}
+
+impl Drop for Torrent {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        if let Some(t) = self.thread.take() {
+            let _ = t.join();
+        }
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,8 @@ fn the_doctor_speaks_of_everything_that_the_data_plane_leans_on() {
         let out = output(Command::new(binary).arg("doctor"))?;
         let said = String::from_utf8_lossy(&out.stdout).to_lowercase();
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        for word in [release.trim(), "io_uring", "tun", "gso", "gro", "buffer", "cores", "capabilit"] {
+        for word in [release.trim(), "io_uring", "tun", "gso", "gro", "buffer", "cores", "capabilit", "kernel programs"]
+        {
             ensure!(said.contains(word), "nothing about {word:?}:\n{said}");
         }
         Ok(())

@@ -3,6 +3,7 @@
 
 mod bench;
 mod demo;
+mod ebpf;
 mod fuzz;
 mod licences;
 mod measure;
@@ -30,6 +31,8 @@ enum Command {
     Demo(demo::Options),
     /// The side-by-side table on this machine
     Bench(bench::Options),
+    /// Build the kernel programs anew, or check that the committed object is what their source makes
+    Ebpf(ebpf::Options),
     /// Whether every dependency may come in (deny.toml); part of `test`
     Licences,
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Ebpf(options) => ebpf::run_alone(&options),
         Command::Licences => licences::check(),
     });
     match result {

@@ -55,20 +55,24 @@ pub(crate) fn install(steps: &mut Steps) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let list = wanted.join(" ");
     if Need::Root.missing().is_some() || find_program("apt-get").is_none() {
-        steps.left_out(format!("packages {list}: not root, or no apt-get; install them by hand"));
+        steps.left_out(format!("packages {}: not root, or no apt-get; install them by hand", wanted.join(" ")));
         return Ok(());
     }
+    apt(steps, &wanted)?;
+    let still = missing();
+    ensure!(still.is_empty(), "installed, but still not on PATH: {still:?}");
+    Ok(())
+}
+
+/// Installs packages.
+pub(crate) fn apt(steps: &mut Steps, wanted: &[&str]) -> Result<()> {
     let _quiet = NoServices::hold();
     let mut update = Command::new("apt-get");
     steps.run("apt-get update", update.args(["-qq", "update"]))?;
     let mut install = Command::new("apt-get");
-    install.args(["-qq", "install", "-y", "--no-install-recommends"]).args(&wanted);
-    steps.run(&format!("apt-get install {list}"), install.env("DEBIAN_FRONTEND", "noninteractive"))?;
-    let still = missing();
-    ensure!(still.is_empty(), "installed, but still not on PATH: {still:?}");
-    Ok(())
+    install.args(["-qq", "install", "-y", "--no-install-recommends"]).args(wanted);
+    steps.run(&format!("apt-get install {}", wanted.join(" ")), install.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 /// Where Debian's maintainer scripts ask whether they may start a service (invoke-rc.d(8), deb-systemd-invoke(1p)).
@@ -154,7 +158,8 @@ pub(crate) fn ipop_fast(steps: &mut Steps, build: Build) -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("no {}", path.display()))
 }
 
-fn tools() -> PathBuf {
+/// Where programs are put that are for this workspace only.
+pub(crate) fn tools() -> PathBuf {
     target_dir().join("tools")
 }
 

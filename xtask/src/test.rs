@@ -7,9 +7,9 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 use ipop_tests::daemon::Implementation;
 
-use crate::fuzz;
 use crate::packages::{self, cargo};
 use crate::steps::Steps;
+use crate::{ebpf, fuzz};
 
 /// Test binaries of the harness that run everywhere. All others there need namespaces.
 const EVERYWHERE: &[&str] = &["fuzz_corpus"];
@@ -44,7 +44,11 @@ fn all(steps: &mut Steps, options: &Options) -> Result<()> {
     packages::install(steps)?;
     if options.filter.is_none() {
         steps.run("format", cargo().args(["fmt", "--all", "--check"]))?;
+        // Kernel programs are a workspace of their own.
+        let programs = ["fmt", "--check", "--manifest-path", "ebpf/programs/Cargo.toml"];
+        steps.run("format of kernel programs", cargo().args(programs))?;
         steps.run("licences", Command::new(std::env::current_exe()?).arg("licences"))?;
+        ebpf::check(steps)?;
         steps.run("lints", cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     }
     steps.run("test build", cargo().args(["test", "--workspace", "--no-run"]))?;

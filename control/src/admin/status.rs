@@ -136,6 +136,12 @@ pub struct NetworkStatus {
     /// Its drops by reason, those that are not zero.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
+    /// Datagrams that kernel programs dropped, by reason, those that are not zero.
+    #[serde(default)]
+    pub kernel_drops: BTreeMap<String, u64>,
+    /// What kernel programs do for it, or why there are none.
+    #[serde(default)]
+    pub kernel_programs: String,
     /// What a person should know: address conflicts, refused keys, colliding routes.
     pub warnings: Vec<String>,
     /// Members that have a descriptor, and links to them.

@@ -101,6 +101,8 @@ fn network(node: &Node, n: &Network) -> NetworkStatus {
         routes: n.routes().iter().map(ToString::to_string).collect(),
         traffic: counted(&stats.traffic),
         drops: drops(n, &stats.drops),
+        kernel_drops: counted(&stats.kernel_drops),
+        kernel_programs: n.engine.capabilities().ebpf_text().to_owned(),
         warnings: n.conflict.iter().chain(&n.warnings).cloned().chain(node.names.problems(&n.addresses())).collect(),
         peers,
     }

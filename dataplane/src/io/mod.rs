@@ -5,6 +5,7 @@
 //! messages and file descriptors stays behind this seam; `memory` is a third driver for tests and benches.
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod clock;
 pub mod event;
 pub mod memory;

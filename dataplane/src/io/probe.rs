@@ -59,6 +59,7 @@ pub fn probe() -> Report {
     let tun = tun(&mut r);
     uring(&mut r, tun);
     udp(&mut r);
+    ebpf(&mut r);
     cpu(&mut r);
     r
 }
@@ -204,6 +205,24 @@ fn udp(r: &mut Report) {
 #[must_use]
 pub fn ciphers(backend: Backend) -> Speeds {
     Speeds::measure(backend, super::clock::now)
+}
+
+fn ebpf(r: &mut Report) {
+    const NAME: &str = "kernel programs";
+    let options = udp::Options { port: 0, fwmark: 0, gro: true, receive_buffer: udp::RECEIVE_BUFFER };
+    let Ok(sockets) = udp::Socket::open(2, options) else {
+        r.add(NAME, State::Limited, "not tried: there are no UDP sockets to try them on");
+        return;
+    };
+    match super::bpf::Programs::load(sockets.len(), true).and_then(|mut p| p.attach(&sockets)) {
+        Ok(()) => r.add(NAME, State::Yes, "a session's datagrams go to its shard, junk is dropped before one sees it"),
+        Err(e) => {
+            r.add(NAME, State::Limited, format!("{e}; the network's hash chooses the shard"));
+            r.advise(
+                "They take CAP_BPF and CAP_NET_ADMIN (or root), and Linux 5.15 or newer; a container runtime may forbid bpf(2).",
+            );
+        }
+    }
 }
 
 fn cpu(r: &mut Report) {

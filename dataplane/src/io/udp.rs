@@ -129,6 +129,13 @@ impl Socket {
         self.set(libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
     }
 
+    /// Takes away kernel programs, its own and its group's.
+    pub fn detach_programs(&self) {
+        // Fails if there are none.
+        let _ = self.set(libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
+        let _ = self.set(libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0);
+    }
+
     /// Receive and send buffer as granted, in bytes.
     #[must_use]
     pub fn buffers(&self) -> (usize, usize) {

@@ -47,6 +47,8 @@ struct Used {
     bytes: u64,
     authentic: bool,
     data: bool,
+    /// This shard is the session's own.
+    own: bool,
     /// The counter that came last.
     counter: u64,
 }
@@ -199,12 +201,15 @@ impl<D: Driver> Shard<D> {
                     return;
                 }
                 let translation = session.peer().translation();
-                inbox.used.push(Used { session, path, translation, bytes: 0, authentic: false, data: false, counter });
+                let own = session.peer().id as usize % self.shared.mailboxes.len() == self.number;
+                let (authentic, data) = (false, false);
+                inbox.used.push(Used { session, path, translation, bytes: 0, authentic, data, own, counter });
                 let slot = inbox.used.len() - 1;
                 inbox.slots[receiver as usize % 256] = slot as u16;
                 slot
             }
         };
+        add(if inbox.used[slot].own { &self.counters.udp_at_owner } else { &self.counters.udp_elsewhere }, 1);
         let before = std::mem::replace(&mut inbox.used[slot].counter, counter);
         inbox.shuffled |= counter < before;
         inbox.messages.push(Message {

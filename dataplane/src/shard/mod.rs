@@ -40,6 +40,7 @@ pub struct TunFormat {
 
 /// A shard without its thread.
 pub struct Shard<D> {
+    number: usize,
     driver: D,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
@@ -71,6 +72,7 @@ impl<D: Driver> Shard<D> {
         let mut coalescer = Coalescer::new(inbound::BATCH, tun.uso);
         coalescer.set_enabled(tun.vnet && tun.tso && shared.tun_gso.load(Relaxed));
         Self {
+            number,
             driver,
             counters,
             commands,

@@ -82,7 +82,7 @@ impl Tunnel {
         let timestamp = initiation.timestamp;
         // It says whether it would; whether we do is in our index.
         let aes = wants_aes(&timestamp) && entry.peer.aes();
-        let index = self.sessions.reserve(Sign::of(message).index(random, aes)).ok_or(REFUSED)?;
+        let index = self.sessions.reserve(Sign::of(message).index(random, aes), id).ok_or(REFUSED)?;
         let Some((mut response, keys)) = initiation.respond(&entry.psk, index) else {
             self.sessions.free(index);
             return Err(REFUSED);

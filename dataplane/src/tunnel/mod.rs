@@ -33,7 +33,7 @@ pub use message::{Message, data_header};
 pub use peer::Peer;
 pub use replay::ReplayWindow;
 pub use session::Session;
-pub use sessions::SessionTable;
+pub use sessions::{IndexWatch, SessionTable};
 
 use crate::Path;
 use std::sync::Arc;

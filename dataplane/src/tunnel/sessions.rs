@@ -14,6 +14,14 @@ const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
 /// The bits of an index that are random, 14 of them.
 pub(super) const RANDOM_BITS: u32 = !SLOT_MASK;
 
+/// Told which receiver indices are in use. Before a peer can learn of one, and until it is given back.
+pub trait IndexWatch: fmt::Debug + Send + Sync {
+    /// `index` is in use for the peer of that number ([`Peer::id`](super::Peer::id)).
+    fn reserved(&self, index: u32, peer: u32);
+    /// `index` is not in use any more.
+    fn freed(&self, index: u32);
+}
+
 type Chunk = Box<[ArcSwapOption<Session>]>;
 
 /// All sessions by receiver index. An index is a slot number below random bits, so that looking up is one
@@ -21,6 +29,7 @@ type Chunk = Box<[ArcSwapOption<Session>]>;
 pub struct SessionTable {
     chunks: [OnceLock<Chunk>; CHUNKS],
     allocator: Mutex<Allocator>,
+    watch: OnceLock<Arc<dyn IndexWatch>>,
 }
 
 #[derive(Default)]
@@ -33,7 +42,7 @@ struct Allocator {
 
 impl Default for SessionTable {
     fn default() -> Self {
-        Self { chunks: [const { OnceLock::new() }; CHUNKS], allocator: Mutex::default() }
+        Self { chunks: [const { OnceLock::new() }; CHUNKS], allocator: Mutex::default(), watch: OnceLock::new() }
     }
 }
 
@@ -44,6 +53,11 @@ impl fmt::Debug for SessionTable {
 }
 
 impl SessionTable {
+    /// Has `watch` told of every index from now on. The second one is not.
+    pub fn set_watch(&self, watch: Arc<dyn IndexWatch>) {
+        let _ = self.watch.set(watch);
+    }
+
     /// The session that goes by `index`, all 32 bits of it.
     #[must_use]
     pub fn get(&self, index: u32) -> Option<Arc<Session>> {
@@ -58,9 +72,9 @@ impl SessionTable {
         a.taken.len() - a.free.len()
     }
 
-    /// Takes an unused index, for a handshake and the session that it may become. `random` makes it hard to
+    /// Takes an unused index, for a handshake with `peer` and the session that it may become. `random` makes it hard to
     /// guess. `None` if all are in use.
-    pub(super) fn reserve(&self, random: u32) -> Option<u32> {
+    pub(super) fn reserve(&self, random: u32, peer: u32) -> Option<u32> {
         let mut a = self.lock();
         let slot = match a.free.pop_front() {
             Some(slot) => slot,
@@ -72,6 +86,9 @@ impl SessionTable {
         };
         let index = (random & RANDOM_BITS) | slot;
         *a.taken.get_mut(slot as usize)? = Some(index);
+        if let Some(w) = self.watch.get() {
+            w.reserved(index, peer);
+        }
         Some(index)
     }
 
@@ -93,6 +110,9 @@ impl SessionTable {
         *taken = None;
         if let Some(slot) = self.slot(index) {
             slot.store(None);
+        }
+        if let Some(w) = self.watch.get() {
+            w.freed(index);
         }
         a.free.push_back(index & SLOT_MASK);
     }
@@ -118,8 +138,8 @@ mod tests {
     #[test]
     fn an_index_is_unique_until_freed_and_its_slot_comes_back_under_another() {
         let t = SessionTable::default();
-        let a = t.reserve(0xffff_ffff).expect("room");
-        let b = t.reserve(0xffff_ffff).expect("room");
+        let a = t.reserve(0xffff_ffff, 0).expect("room");
+        let b = t.reserve(0xffff_ffff, 0).expect("room");
         assert_ne!(a, b);
         assert!(t.get(a).is_none());
         t.free(a ^ 0x8000_0000);
@@ -127,7 +147,7 @@ mod tests {
         t.free(a);
         t.free(a);
         assert_eq!(t.in_use(), 1);
-        let c = t.reserve(0).expect("room");
+        let c = t.reserve(0, 0).expect("room");
         assert_eq!(c & SLOT_MASK, a & SLOT_MASK);
         assert_ne!(c, a);
     }
@@ -135,10 +155,10 @@ mod tests {
     #[test]
     fn the_table_is_bounded_and_any_index_may_be_looked_up() {
         let t = SessionTable::default();
-        let all: Vec<u32> = (0..MAX_SESSIONS).map(|_| t.reserve(0).expect("room")).collect();
-        assert!(t.reserve(0).is_none());
+        let all: Vec<u32> = (0..MAX_SESSIONS).map(|_| t.reserve(0, 0).expect("room")).collect();
+        assert!(t.reserve(0, 0).is_none());
         t.free(all[7]);
-        assert_eq!(t.reserve(0), Some(all[7]));
+        assert_eq!(t.reserve(0, 0), Some(all[7]));
         for index in [0, 1, u32::MAX, SLOT_MASK, 1 << 31] {
             assert!(t.get(index).is_none());
         }

@@ -135,7 +135,7 @@ impl Tunnel {
             self.sessions.free(p.index);
         }
         let Some(path) = entry.peer.path() else { return };
-        let Some(index) = self.sessions.reserve(random) else { return };
+        let Some(index) = self.sessions.reserve(random, id) else { return };
         let aes = entry.peer.aes();
         let timestamp = entry.clock.next(wall, aes);
         let Some((handshake, mut message)) =

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the side-by-side table, peers taken in turn round by round so that drift hits all alike.
 
 mod ciphers;
+mod flood;
 mod group;
 mod report;
 mod trials;
@@ -43,6 +44,9 @@ pub(crate) struct Options {
     /// Instead: the ciphers and their back ends, everything else being the same
     #[arg(long, conflicts_with_all = ["peers", "group"])]
     ciphers: bool,
+    /// Instead: a TCP flow beside floods of junk, with and without kernel programs
+    #[arg(long, conflicts_with_all = ["peers", "group"])]
+    flood: bool,
     /// Which of ipop-fast-uring, ipop-fast-mmsg, wireguard-go, boringtun (all)
     peers: Vec<String>,
 }
@@ -59,6 +63,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return group::run(if options.quick { 1 } else { options.rounds.max(1) });
     }
     let ours = ["ipop-fast-uring".to_owned()];
+    if options.flood {
+        return flood::run(if options.quick { 1 } else { options.rounds.max(1) });
+    }
     let cast = cast(if options.ciphers { &ours } else { &options.peers })?;
     let mut steps = Steps::new("bench-logs")?;
     packages::install(&mut steps)?;

@@ -109,6 +109,9 @@ fn network(out: &mut String, n: &NetworkStatus) {
     };
     list(out, "ciphers", &Cipher::ALL.iter().filter_map(|c| with(c.name())).collect::<Vec<_>>());
     list(out, "dropped", &n.drops.iter().map(|(why, n)| format!("{n} {}", plain(why))).collect::<Vec<_>>());
+    let kernel = n.kernel_drops.iter().map(|(why, n)| format!("{n} {}", plain(why)));
+    list(out, "by kernel", &kernel.collect::<Vec<_>>());
+    list(out, "programs", std::slice::from_ref(&n.kernel_programs));
 }
 
 /// The path in use.

@@ -62,6 +62,8 @@ fn example() -> Status {
         subnet: Some("172.16.10.0/24".to_owned()),
         traffic: [("tun_packets_in".to_owned(), 10)].into(),
         drops: [("no_route".to_owned(), 7), ("replayed".to_owned(), 1)].into(),
+        kernel_drops: [("socket_unknown_receiver".to_owned(), 3)].into(),
+        kernel_programs: "steer and sieve at the sockets".to_owned(),
         warnings: vec!["172.16.10.2 is also claimed by vm9, which took it later".to_owned()],
         peers: vec![
             peer("vm2", "172.16.10.3", true, direct),
@@ -130,6 +132,8 @@ group:my_pragma_group_1 on ipop0
   links       1 direct, 1 relayed, 1 being made, 1 failing, 1 idle
   ciphers     1 chacha20poly1305, 1 aes256gcm
   dropped     7 no_route, 1 replayed
+  by kernel   3 socket_unknown_receiver
+  programs    steer and sieve at the sockets
 ";
     assert_eq!(status(&example()), expected);
 }
