@@ -86,9 +86,9 @@ fn by_lanes(task: Task, lanes: Lanes, mut jobs: &mut [(&LanesKey, &mut Job<'_>)]
         batch.groups.push(n as u8);
         for (key, job) in group {
             let (text, tag) = job.buf.split_last_chunk_mut::<TAG_LEN>().expect("a job here has room for a tag");
-            let from = job.from.take().and_then(|(head, body)| whole_blocks(head, body, text));
+            let (start, from) = job.from.take().map_or((0, &[][..]), |(head, body)| whole_blocks(head, body, text));
             let nonce = words(nonce(job.counter));
-            batch.packets.push(Packet { key: &key.words, nonce, aad: &[], text, from, tag, ok: &mut job.ok });
+            batch.packets.push(Packet { key: &key.words, nonce, aad: &[], text, from, start, tag, ok: &mut job.ok });
         }
     }
     if batch.groups.is_empty() {
@@ -106,19 +106,18 @@ fn by_lanes(task: Task, lanes: Lanes, mut jobs: &mut [(&LanesKey, &mut Job<'_>)]
     }
 }
 
-/// Copies of `body`, which belongs at `head` of `text`, what is not a whole block of the text, and gives the
-/// rest with its block numbers.
-fn whole_blocks<'a>(head: usize, body: &'a [u8], text: &mut [u8]) -> Option<(std::ops::Range<usize>, &'a [u8])> {
+/// Copies of `body`, which belongs at `head` of `text`, what is not a whole block of the text, and gives where the rest
+/// belongs, and the rest.
+fn whole_blocks<'a>(head: usize, body: &'a [u8], text: &mut [u8]) -> (usize, &'a [u8]) {
     let end = head + body.len();
-    let (first, last) = (head.div_ceil(64), end / 64);
+    let (first, last) = (head.next_multiple_of(64), end / 64 * 64);
     if first >= last {
         text[head..end].copy_from_slice(body);
-        return None;
+        return (0, &[]);
     }
-    let (before, after) = (first * 64 - head, last * 64 - head);
-    text[head..first * 64].copy_from_slice(&body[..before]);
-    text[last * 64..end].copy_from_slice(&body[after..]);
-    Some((first..last, &body[before..after]))
+    text[head..first].copy_from_slice(&body[..first - head]);
+    text[last..end].copy_from_slice(&body[last - head..]);
+    (first, &body[first - head..last - head])
 }
 
 /// A nonce as the state has it.

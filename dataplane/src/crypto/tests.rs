@@ -62,7 +62,7 @@ impl Vector {
             let mut packets = ArrayVec::new();
             for ((text, tag), ok) in texts.iter_mut().zip(&mut tags).zip(&mut oks) {
                 let nonce = batch::words(self.nonce);
-                packets.push(Packet { key: &words, nonce, aad: &self.aad, text, from: None, tag, ok });
+                packets.push(Packet { key: &words, nonce, aad: &self.aad, text, from: &[], start: 0, tag, ok });
             }
             let mut all = Batch { packets, groups: [n as u8].into_iter().collect() };
             match task {
@@ -247,7 +247,7 @@ impl Packets {
             for (i, (buf, ok)) in bufs.iter_mut().zip(&mut ok).enumerate() {
                 let (text, tag) = self.part(i, buf).split_last_chunk_mut().expect("a tag");
                 let nonce = batch::words(nonce(Self::counter(i)));
-                batch.packets.push(Packet { key: &words[i], nonce, aad: &[], text, from: None, tag, ok });
+                batch.packets.push(Packet { key: &words[i], nonce, aad: &[], text, from: &[], start: 0, tag, ok });
             }
             let mut left = batch.packets.len();
             while left > 0 {

@@ -1,5 +1,6 @@
 //! ChaCha20 (RFC 8439, section 2.3), a block a lane.
 
+use super::group::Held;
 use super::isa::{Isa, LANES_MAX};
 use super::poly::{BESIDE, Tags};
 
@@ -90,6 +91,7 @@ impl<I: Isa> State<I> {
         isa: I,
         tags: &mut Tags<I>,
         beside: &[[I::Quads; 2]; BESIDE],
+        mut held: Held<'_, '_, I>,
     ) -> [I::Words; 16] {
         let mut s = self.0;
         for i in 0..BESIDE / 2 {
@@ -98,6 +100,7 @@ impl<I: Isa> State<I> {
                 tags.step(isa, v % V, beside[2 * i + v]);
                 quarter_rounds!(isa, s, [5, 6, 7, 4], [10, 11, 8, 9], [15, 12, 13, 14]);
             }
+            held.apply::<V>(isa, i);
         }
         for _ in BESIDE..10 {
             quarter_rounds!(isa, s, [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]);

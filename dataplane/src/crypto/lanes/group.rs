@@ -11,7 +11,6 @@ use super::isa::{HALF_MAX, Isa, LANES_MAX};
 use super::poly::{BESIDE, Keys, Tags};
 use super::scalar;
 use arrayvec::ArrayVec;
-use std::ops::Range;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
@@ -29,8 +28,9 @@ pub(in crate::crypto) struct Packet<'a> {
     pub(in crate::crypto) aad: &'a [u8],
     pub(in crate::crypto) text: &'a mut [u8],
     pub(in crate::crypto) tag: &'a mut [u8; 16],
-    /// Where the blocks of these numbers are read from while sealing, instead of from `text`.
-    pub(in crate::crypto) from: Option<(Range<usize>, &'a [u8])>,
+    /// Whole blocks that are read from here while sealing, instead of from `text`, and where they start in the text.
+    pub(in crate::crypto) from: &'a [u8],
+    pub(in crate::crypto) start: usize,
 }
 
 impl Packet<'_> {
@@ -80,12 +80,11 @@ fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'
     let mut state = Lanes::new::<I>(group.len()).state(isa, group, 0);
     let one_time = OneTime::new(isa, state.block(isa));
     let (mut lengths, mut sums) = ([[[0; HALF_MAX]; 2]; 2], [[[0; HALF_MAX]; 3]; 2]);
-    let (mut least, mut most, mut in_place) = (usize::MAX, 0, true);
+    let (mut least, mut most) = (usize::MAX, 0);
     for (i, p) in group.iter().enumerate() {
         let (v, lane) = (i / I::HALF, i % I::HALF);
         let len = p.text.len();
         (least, most) = (least.min(len), most.max(len));
-        in_place &= p.from.is_none();
         (lengths[v][0][lane], lengths[v][1][lane]) = (p.aad.len() as u64, len as u64);
         if !p.aad.is_empty() {
             let before = scalar::absorb([one_time.r[v].lo[lane], one_time.r[v].hi[lane]], p.aad);
@@ -104,45 +103,39 @@ fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'
         state = lanes.state(isa, group, 1);
     }
     let pass = lanes.share() * 64;
-    let mut done = 0;
-    while done < most {
-        // What has no key stream any more (opening) or has it already (sealing: a pass behind).
-        let ready = if SEAL { done } else { done + pass };
-        let block = if I::STITCH && tagged + pass <= ready && ready <= least {
-            let beside = Tags::gather::<V>(isa, group, tagged);
-            let block = state.block_beside::<V>(isa, &mut tags, &beside);
+    // Bytes of each text for which there is key stream, and to which it is applied: a pass behind.
+    let (mut made, mut applied) = (0, 0);
+    let mut quarters = isa.quarters([isa.words(&[0; LANES_MAX]); 16]);
+    while made < most {
+        // What is as it was sent (sealing), or still (opening).
+        let ready = if SEAL { applied } else { made + pass };
+        let held = Held { quarters: &quarters, at: applied, whole: made <= least, lanes: &lanes, group };
+        let block = if I::STITCH && made > 0 && tagged + pass <= ready && ready <= least {
+            let beside = Tags::gather::<V>(isa, held.group, tagged);
+            let block = state.block_beside::<V>(isa, &mut tags, &beside, held);
             tags.absorb::<V>(isa, group, tagged + BESIDE * 16 / V..ready);
             tagged = ready;
+            applied = made;
             block
         } else {
-            if !SEAL && finished.is_none() {
+            if made > 0 {
+                held.apply_all::<V>(isa);
+                applied = made;
+            }
+            if !SEAL && ready <= least {
+                tags.absorb::<V>(isa, group, tagged..ready);
+                tagged = ready;
+            } else if !SEAL && finished.is_none() {
                 finished = Some(tags.finish::<V>(isa, group, tagged, &lengths));
             }
             state.block(isa)
         };
         state.advance(isa, lanes.share() as u32);
-        let quarters = isa.quarters(block);
-        let whole = in_place && done + pass <= least;
-        for k in 0..4 {
-            let blocks = isa.column(&quarters, k);
-            for m in 0..I::LANES / 4 {
-                let lane = k + 4 * m;
-                if V == 2 {
-                    // A lane for each packet.
-                    if let Some(p) = group.get_mut(lane) {
-                        if whole {
-                            let text = p.text[done..].first_chunk_mut();
-                            isa.xor_block_in_place(blocks[m], text.expect("text for a whole pass"));
-                        } else {
-                            apply(isa, p, done / 64, blocks[m]);
-                        }
-                    }
-                } else if lane < lanes.count {
-                    apply(isa, &mut group[lanes.packet(lane)], done / 64 + lanes.offset(lane), blocks[m]);
-                }
-            }
-        }
-        done += pass;
+        quarters = isa.quarters(block);
+        made += pass;
+    }
+    if applied < made {
+        Held { quarters: &quarters, at: applied, whole: made <= least, lanes: &lanes, group }.apply_all::<V>(isa);
     }
     let sums = match finished {
         Some(sums) => sums,
@@ -250,21 +243,54 @@ impl Lanes {
     }
 }
 
-/// Applies one block of key stream to the block of that number, as far as the text has it.
-#[inline(always)]
-fn apply<I: Isa>(isa: I, p: &mut Packet<'_>, number: usize, block: I::Block) {
-    let Some(rest) = p.text.get_mut(number * 64..) else { return };
-    let Some(text) = rest.first_chunk_mut::<64>() else {
-        if !rest.is_empty() {
-            isa.xor_part(block, rest);
+/// Key stream of a pass that is still to be applied.
+pub(super) struct Held<'a, 'p, I: Isa> {
+    quarters: &'a [[I::Words; 4]; 4],
+    /// Where in the texts the pass starts.
+    at: usize,
+    /// All texts have all of it.
+    whole: bool,
+    lanes: &'a Lanes,
+    group: &'a mut [Packet<'p>],
+}
+
+impl<I: Isa> Held<'_, '_, I> {
+    /// Applies a quarter of it.
+    #[inline(always)]
+    pub(super) fn apply<const V: usize>(&mut self, isa: I, column: usize) {
+        let blocks = isa.column(self.quarters, column);
+        for m in 0..I::LANES / 4 {
+            let lane = column + 4 * m;
+            // With two vectors of tags there is a lane for each packet.
+            let (i, offset) = if V == 2 { (lane, 0) } else { (self.lanes.packet(lane), self.lanes.offset(lane)) };
+            if let Some(p) = self.group.get_mut(i) {
+                p.apply(isa, self.at + 64 * offset, self.whole, blocks[m]);
+            }
         }
-        return;
-    };
-    match &p.from {
-        Some((blocks, from)) if blocks.contains(&number) => {
-            let from = from[(number - blocks.start) * 64..].first_chunk().expect("64 bytes for each block");
-            isa.xor_block(block, from, text);
+    }
+
+    #[inline(always)]
+    fn apply_all<const V: usize>(mut self, isa: I) {
+        for column in 0..4 {
+            self.apply::<V>(isa, column);
         }
-        _ => isa.xor_block_in_place(block, text),
+    }
+}
+
+impl Packet<'_> {
+    /// Applies a block of key stream at `at`, as far as the text has it: all, if it is known to be `whole`.
+    #[inline(always)]
+    fn apply<I: Isa>(&mut self, isa: I, at: usize, whole: bool, block: I::Block) {
+        let Some(rest) = self.text.get_mut(at..) else { return };
+        let Some(text) = rest.first_chunk_mut::<64>() else {
+            if !whole && !rest.is_empty() {
+                isa.xor_part(block, rest);
+            }
+            return;
+        };
+        match self.from.get(at.wrapping_sub(self.start)..).and_then(|from| from.first_chunk()) {
+            Some(from) => isa.xor_block(block, from, text),
+            None => isa.xor_block_in_place(block, text),
+        }
     }
 }

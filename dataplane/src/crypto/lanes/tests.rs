@@ -243,7 +243,7 @@ fn every_lane_gives_the_key_stream_of_rfc_8439() {
                 for (i, ((text, tag), ok)) in texts.iter_mut().zip(&mut tags).zip(&mut ok).enumerate() {
                     let key = if i == which { &key } else { &others };
                     let nonce = [0x0900_0000, 0x4a00_0000, 0];
-                    packets.push(Packet { key, nonce, aad: &[], text, from: None, tag, ok });
+                    packets.push(Packet { key, nonce, aad: &[], text, from: &[], start: 0, tag, ok });
                 }
                 lanes.seal(&mut Batch { packets, groups: [n as u8].into_iter().collect() });
                 assert_eq!(texts[which][..], stream[..], "lane {which} of {n}");
