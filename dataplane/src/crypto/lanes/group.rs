@@ -62,23 +62,24 @@ pub(super) fn open<I: Isa>(isa: I, batch: &mut Batch<'_>) {
 
 #[inline(always)]
 fn walk<I: Isa, const SEAL: bool>(isa: I, batch: &mut Batch<'_>) {
+    let mut one_time = OneTime::ZERO;
     let mut rest = &mut batch.packets[..];
     for n in &batch.groups {
         let (group, others) = rest.split_at_mut(usize::from(*n).min(I::LANES));
         rest = others;
         if group.len() > I::HALF {
-            whole::<I, SEAL, 2>(isa, group);
+            whole::<I, SEAL, 2>(isa, group, &mut one_time);
         } else {
-            whole::<I, SEAL, 1>(isa, group);
+            whole::<I, SEAL, 1>(isa, group, &mut one_time);
         }
     }
 }
 
 /// Does a group with `V` vectors of tags.
 #[inline(always)]
-fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'_>]) {
+fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'_>], one_time: &mut OneTime) {
     let mut state = Lanes::new::<I>(group.len()).state(isa, group, 0);
-    let one_time = OneTime::new(isa, state.block(isa));
+    one_time.set(isa, state.block(isa));
     let (mut lengths, mut sums) = ([[[0; HALF_MAX]; 2]; 2], [[[0; HALF_MAX]; 3]; 2]);
     let (mut least, mut most) = (usize::MAX, 0);
     for (i, p) in group.iter().enumerate() {
@@ -159,21 +160,21 @@ struct OneTime {
 }
 
 impl OneTime {
+    const ZERO: Self = Self { r: [Keys::ZERO; 2], s: [0; LANES_MAX] };
+
     #[inline(always)]
-    fn new<I: Isa>(isa: I, block: [I::Words; 16]) -> Self {
+    fn set<I: Isa>(&mut self, isa: I, block: [I::Words; 16]) {
         let mut words = [[0; LANES_MAX]; 8];
         for i in 0..8 {
             isa.store_words(block[i], &mut words[i]);
         }
-        let mut made = Self { r: [Keys::ZERO; 2], s: [0; LANES_MAX] };
         for lane in 0..I::LANES {
             let two = |i: usize| u64::from(words[i][lane]) | u64::from(words[i + 1][lane]) << 32;
             let [lo, hi] = scalar::clamp([two(0), two(2)]);
-            let to = &mut made.r[lane / I::HALF];
+            let to = &mut self.r[lane / I::HALF];
             (to.lo[lane % I::HALF], to.hi[lane % I::HALF]) = (lo, hi);
-            made.s[lane] = u128::from(two(4)) | u128::from(two(6)) << 64;
+            self.s[lane] = u128::from(two(4)) | u128::from(two(6)) << 64;
         }
-        made
     }
 }
 
