@@ -83,6 +83,19 @@ impl<I: Isa> State<I> {
         self.end(isa, s)
     }
 
+    /// This key stream and another's, which do not wait for each other.
+    #[inline(always)]
+    pub(super) fn two_blocks(&self, isa: I, other: &Self) -> [[I::Words; 16]; 2] {
+        let (mut s, mut t) = (self.0, other.0);
+        for _ in 0..10 {
+            quarter_rounds!(isa, s, [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]);
+            quarter_rounds!(isa, t, [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]);
+            quarter_rounds!(isa, s, [5, 6, 7, 4], [10, 11, 8, 9], [15, 12, 13, 14]);
+            quarter_rounds!(isa, t, [5, 6, 7, 4], [10, 11, 8, 9], [15, 12, 13, 14]);
+        }
+        [self.end(isa, s), other.end(isa, t)]
+    }
+
     /// The same, with steps of Poly1305 in between, on what needs no key stream (any more). Rotations keep one
     /// half of the vector units waiting for the other: that is where they fit in.
     #[inline(always)]
