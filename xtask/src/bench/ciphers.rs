@@ -1,8 +1,8 @@
 //! `cargo xtask bench --ciphers`: what the cipher makes of the throughput, everything else being the same binary.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use dataplane::crypto::{Backend, Cipher};
-use ipop_tests::daemon::{Implementation, Io};
+use ipop_tests::daemon::{Implementation, Io, is_ipop_fast};
 use serde_json::json;
 
 use super::{Line, trials};
@@ -33,6 +33,8 @@ fn cast() -> [(&'static str, Implementation); 3] {
 }
 
 pub(super) fn run(rounds: u32, length: &trials::Length) -> Result<()> {
+    let binary = Implementation::under_test().binary()?;
+    ensure!(is_ipop_fast(&binary), "{} is not called ipop-fast: it would get no options", binary.display());
     let mut lines = Vec::new();
     for round in 1..=rounds {
         for (peer, implementation) in &cast() {
