@@ -5,7 +5,6 @@
 //! of a super-packet or the datagrams of a GRO buffer. `lanes` works on all packets of a batch at once, in the
 //! CPU's vectors; the libraries do one packet after the other.
 
-mod aes;
 #[cfg(test)]
 mod aes_tests;
 mod batch;
@@ -86,12 +85,12 @@ impl Backend {
     pub fn key(self, key: &[u8; 32]) -> Key {
         let lanes = |lanes: Option<Lanes>| match lanes {
             Some(lanes) => Expanded::Lanes(Box::new(LanesKey::new(lanes, key))),
-            None => Expanded::System(system::Key::new(key)),
+            None => Expanded::System(system::Key::chacha20poly1305(key)),
         };
         Key(match self {
             Self::Avx512 => lanes(Lanes::avx512()),
             Self::Avx2 => lanes(Lanes::avx2()),
-            Self::AwsLc => Expanded::System(system::Key::new(key)),
+            Self::AwsLc => Expanded::System(system::Key::chacha20poly1305(key)),
             Self::Portable => Expanded::Portable(Box::new(portable::Key::new(key))),
         })
     }
@@ -124,7 +123,7 @@ enum Expanded {
     Lanes(Box<LanesKey>),
     System(system::Key),
     Portable(Box<portable::Key>),
-    Aes(aes::Key),
+    Aes(system::Key),
 }
 
 /// A key for lanes, and for the library that does what is too little for them.
@@ -140,7 +139,7 @@ impl LanesKey {
         for (word, bytes) in words.iter_mut().zip(key.as_chunks::<4>().0) {
             *word = u32::from_le_bytes(*bytes);
         }
-        Self { lanes, words, library: system::Key::new(key) }
+        Self { lanes, words, library: system::Key::chacha20poly1305(key) }
     }
 }
 
@@ -154,7 +153,7 @@ impl Key {
     /// Expands `key` for AES-256-GCM.
     #[must_use]
     pub fn aes256gcm(key: &[u8; 32]) -> Self {
-        Self(Expanded::Aes(aes::Key::new(key)))
+        Self(Expanded::Aes(system::Key::aes256gcm(key)))
     }
 
     /// The cipher that this key is for.
@@ -181,9 +180,8 @@ impl Key {
     fn seal(&self, nonce: [u8; 12], aad: &[u8], text: &mut [u8]) -> [u8; TAG_LEN] {
         match &self.0 {
             Expanded::Lanes(k) => k.library.seal(nonce, aad, text),
-            Expanded::System(k) => k.seal(nonce, aad, text),
+            Expanded::System(k) | Expanded::Aes(k) => k.seal(nonce, aad, text),
             Expanded::Portable(k) => k.seal(nonce, aad, text),
-            Expanded::Aes(k) => k.seal(nonce, aad, text),
         }
     }
 
@@ -192,9 +190,8 @@ impl Key {
     fn open(&self, nonce: [u8; 12], aad: &[u8], buf: &mut [u8]) -> bool {
         match &self.0 {
             Expanded::Lanes(k) => k.library.open(nonce, aad, buf),
-            Expanded::System(k) => k.open(nonce, aad, buf),
+            Expanded::System(k) | Expanded::Aes(k) => k.open(nonce, aad, buf),
             Expanded::Portable(k) => k.open(nonce, aad, buf),
-            Expanded::Aes(k) => k.open(nonce, aad, buf),
         }
     }
 }
