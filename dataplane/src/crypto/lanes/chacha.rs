@@ -96,8 +96,8 @@ impl<I: Isa> State<I> {
         [self.end(isa, s), other.end(isa, t)]
     }
 
-    /// The same, with steps of Poly1305 in between, on what needs no key stream (any more). Rotations keep one
-    /// half of the vector units waiting for the other: that is where they fit in.
+    /// The key stream, with steps of Poly1305 in between, on text as it is sent, and with what an earlier pass has still
+    /// to apply. Rotations keep one half of the vector units waiting for the other: that is where both fit in.
     #[inline(always)]
     pub(super) fn block_beside<const V: usize>(
         &self,

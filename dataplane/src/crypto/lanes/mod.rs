@@ -91,7 +91,7 @@ impl Lanes {
         }
     }
 
-    /// Encrypts a group's texts and sets the tags.
+    /// Encrypts a batch's texts and sets the tags.
     pub(super) fn seal(self, batch: &mut Batch<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -105,7 +105,8 @@ impl Lanes {
         }
     }
 
-    /// Compares a group's tags, and decrypts the texts of those that are right. Others stay as they are.
+    /// Decrypts a batch's texts and compares the tags. What a packet's text is whose tag was wrong is not said: the caller
+    /// wipes it.
     pub(super) fn open(self, batch: &mut Batch<'_>) {
         match self {
             #[cfg(target_arch = "x86_64")]

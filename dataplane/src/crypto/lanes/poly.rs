@@ -1,6 +1,7 @@
 //! Poly1305 (RFC 8439, section 2.5), a message a lane.
 //!
-//! Lanes need no powers of `r`: each has its own message, accumulator and key.
+//! Each lane has its own message, accumulator and key, so that no power of `r` is needed but its square, which saves
+//! every other chain of carries.
 
 use super::group::Packet;
 use super::isa::{HALF_MAX, Ifma, Isa, Mul32};
