@@ -283,6 +283,30 @@ fn it_goes_to_the_background_once_interface_and_socket_are_there_and_sigterm_end
     });
 }
 
+/// Whoever starts it again at once, as `systemctl restart` does, finds the name free.
+#[test]
+fn the_interface_is_gone_when_the_program_has_ended() {
+    scene(|ours| {
+        let ns = Namespace::new("gone")?;
+        for round in 0..10 {
+            let interface = unique_interface();
+            let line = ours.command_line(&interface, true)?;
+            let mut child = ns.command(&line[0]).args(&line[1..]).envs(environment("error")).spawn()?;
+            let up = wait_for("the interface", SOON, || {
+                Dump::read(&interface)?;
+                ns.ip(&format!("link set {interface} up")).map(|_| true)
+            });
+            signal(child.id(), Signal::SIGTERM)?;
+            // Not `Process::wait`: it looks every few milliseconds, and this is about those.
+            let status = child.wait()?;
+            up?;
+            ensure!(status.success(), "{status}");
+            ensure!(!ns.has_link(&interface), "round {round}: the interface is still there");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn deleting_the_interface_ends_it() {
     scene(|ours| {

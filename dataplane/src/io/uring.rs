@@ -39,6 +39,10 @@ const LONG: Duration = Duration::from_secs(3600);
 /// A TUN queue that fails this often in a row without being gone is tried at most once a millisecond.
 const FAILURES: u32 = 16;
 
+/// When the ring ends: how often cancelled operations are waited for, and how long at a time. One round does.
+const ENDING_ROUNDS: u32 = 64;
+const ENDING_WAIT: Duration = Duration::from_millis(20);
+
 const FILE_TUN: u32 = 0;
 const FILE_UDP: u32 = 1;
 const FILE_BELL: u32 = 2;
@@ -341,6 +345,11 @@ impl Uring {
         Ok(())
     }
 
+    /// Whether an operation waits in the kernel.
+    const fn armed(&self) -> bool {
+        self.packets.armed || self.datagrams.armed || self.bell_armed || self.writable_armed || self.flying > 0
+    }
+
     /// Takes every completion that is there.
     fn reap(&mut self, outcomes: &mut Outcomes) {
         loop {
@@ -520,12 +529,19 @@ impl Driver for Uring {
 }
 
 impl Drop for Uring {
-    /// Closing a ring cancels its operations some time later; the buffers that they may still write to go
-    /// now. So cancel first, and wait.
+    /// Closing a ring cancels its operations some time later, and each keeps its file until then; the buffers
+    /// that they may still write to go now, and so shall the interface. So cancel first, and wait: a cancelled
+    /// operation ends only when this thread next asks for completions (`IORING_SETUP_DEFER_TASKRUN`).
     fn drop(&mut self) {
         let s = self.ring.submitter();
         let _ = s.register_sync_cancel(Some(Timespec::from(Duration::from_secs(1))), CancelBuilder::any());
-        self.reap(&mut Outcomes::new());
+        let mut none = Outcomes::new();
+        for _ in 0..ENDING_ROUNDS {
+            self.reap(&mut none);
+            if !self.armed() || self.submit(1, Some(ENDING_WAIT)).is_err() {
+                break;
+            }
+        }
         // Lets go of TUN now, not when the ring's memory is freed: the interface shall be gone at once.
         let _ = self.ring.submitter().unregister_files();
     }
