@@ -146,7 +146,10 @@ impl Core {
                 self.forget(&own);
                 (routes_changed, audience_changed) = (true, true);
             }
-            self.shared.mac.store(self.tunnel.mac_verifier());
+            let mac = self.tunnel.mac_verifier();
+            let result = self.programs.as_mut().map_or(Ok(()), |p| p.set_mac(mac.as_deref()));
+            self.shared.mac.store(mac);
+            self.check_programs(result);
         }
         if let Some(mark) = update.fwmark {
             self.set_mark(mark)?;

@@ -8,6 +8,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod blake2s;
 mod shared;
 
 pub use shared::*;

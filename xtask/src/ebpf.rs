@@ -24,7 +24,8 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "llvm-22-dev"];
 const TARGET: &str = "bpfel-unknown-none";
 /// What the compiler is told. The architecture is that of the kernel's headers; what is used of them is the same on all.
-const FLAGS: [&str; 2] = ["-Clinker=bpf-linker", "--cfg=bpf_target_arch=\"x86_64\""];
+/// The third version of the instructions (Linux 5.1) has 32-bit arithmetic, which BLAKE2s is made of.
+const FLAGS: [&str; 3] = ["-Clinker=bpf-linker", "-Ctarget-cpu=v3", "--cfg=bpf_target_arch=\"x86_64\""];
 /// All that the object is made from.
 const SOURCES: [&str; 5] =
     ["ebpf/Cargo.toml", "ebpf/src", "ebpf/programs/Cargo.toml", "ebpf/programs/Cargo.lock", "ebpf/programs/src"];

@@ -293,6 +293,7 @@ impl<D: Driver> Shard<D> {
         for u in self.inbox.used.iter().filter(|u| u.authentic) {
             let peer = u.session.peer();
             peer.roam(u.path);
+            self.shared.sessions.heard(&u.session, u.path);
             if peer.confirm(&u.session) {
                 self.shared.post_all(|| ToShard::Flush(peer.clone()));
             }

@@ -96,6 +96,7 @@ impl Tunnel {
         let session = Arc::new(Session::new(peer.clone(), index, remote_index, keys, origin));
         // Published before the response can be answered.
         self.sessions.publish(session.clone());
+        self.sessions.heard(&session, from);
         peer.install_answered(&session);
         peer.activity.received(now, message.len() as u64, false);
         peer.roam(from);
@@ -124,6 +125,7 @@ impl Tunnel {
         let origin = Origin { now, wall, initiator: true };
         let session = Arc::new(Session::new(peer.clone(), local_index, remote_index, keys, origin));
         self.sessions.publish(session.clone());
+        self.sessions.heard(&session, from);
         peer.install_initiated(&session);
         peer.activity.received(now, message.len() as u64, false);
         peer.roam(from);

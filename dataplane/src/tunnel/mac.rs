@@ -56,6 +56,12 @@ impl MacVerifier {
         Self { key: labelled(b"mac1----", own) }
     }
 
+    /// The key of MAC1, which whoever knows the owner's public key can make.
+    #[must_use]
+    pub const fn key(&self) -> &[u8; 32] {
+        &self.key
+    }
+
     /// Whether the handshake message (148 or 92 bytes) was made by someone who knows our public key.
     #[must_use]
     pub fn verify_mac1(&self, message: &[u8]) -> bool {
@@ -112,6 +118,28 @@ mod tests {
         }
         assert!(!verify_mac2(&m[..15], &[9; 16]));
         v.seal(&mut m[..31], None);
+    }
+
+    /// The kernel programs have a BLAKE2s of their own.
+    #[test]
+    fn mac1_in_the_kernel_is_the_same() {
+        use ipop_ebpf::blake2s;
+        for n in 0..64u8 {
+            let v = MacVerifier::new(&PublicKey([n; 32]));
+            for (len, blocks) in [(116, 2), (60, 1)] {
+                let message: Vec<u8> = (0..len).map(|i| (i as u8).wrapping_mul(n | 1) ^ n).collect();
+                let mut state = blake2s::keyed(v.key());
+                let mut words = message.chunks_exact(4).map(|w| u32::from_le_bytes(w.try_into().expect("four bytes")));
+                for at in 1..=blocks {
+                    let block = std::array::from_fn(|_| words.next().unwrap_or(0));
+                    let so_far = 64 + len.min(64 * at) as u32;
+                    let change = blake2s::compress(&state, &block, so_far, at == blocks);
+                    state.iter_mut().zip(change).for_each(|(s, c)| *s ^= c);
+                }
+                let sum: Vec<u8> = state[..4].iter().flat_map(|w| w.to_le_bytes()).collect();
+                assert_eq!(sum, mac(v.key(), &message));
+            }
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::replay::ReplayWindow;
 use crate::crypto::{Backend, Cipher, Key};
 use crate::{Time, WallTime};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One pair of transport keys with one peer, made by one handshake (WireGuard paper, section 5.4.5).
@@ -29,6 +29,8 @@ pub struct Session {
     live: AtomicBool,
     /// It is ours to renew. The initiator's task, unless both ends initiated at the same time.
     renews: AtomicBool,
+    /// What stands for where its authentic data came from last ([`IndexWatch::mark`](super::IndexWatch::mark)).
+    mark: AtomicU32,
     peer: Arc<Peer>,
 }
 
@@ -80,6 +82,7 @@ impl Session {
             confirmed: AtomicBool::new(origin.initiator),
             live: AtomicBool::new(true),
             renews: AtomicBool::new(origin.initiator),
+            mark: AtomicU32::new(0),
             peer,
         }
     }
@@ -139,6 +142,12 @@ impl Session {
     #[must_use]
     pub fn live(&self) -> bool {
         self.live.load(Relaxed)
+    }
+
+    /// Sets the mark; true if it was another.
+    pub(super) fn remark(&self, mark: u32) -> bool {
+        // Reading comes first: it is nearly always the same, and a line of memory that all cores read stays shared.
+        self.mark.load(Relaxed) != mark && self.mark.swap(mark, Relaxed) != mark
     }
 
     /// The peer at the other end.

@@ -2,9 +2,11 @@
 
 use super::limits::MAX_SESSIONS;
 use super::session::Session;
+use crate::path::Path;
 use arc_swap::ArcSwapOption;
 use std::collections::VecDeque;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 const CHUNK: usize = 1024;
@@ -18,6 +20,10 @@ pub(super) const RANDOM_BITS: u32 = !SLOT_MASK;
 pub trait IndexWatch: fmt::Debug + Send + Sync {
     /// `index` is in use for the peer of that number ([`Peer::id`](super::Peer::id)).
     fn reserved(&self, index: u32, peer: u32);
+    /// What stands for an address, never 0.
+    fn mark(&self, from: SocketAddr) -> u32;
+    /// Authentic data for `index` comes from there, by [`Self::mark`], and not from where it came before.
+    fn heard(&self, index: u32, mark: u32);
     /// `index` is not in use any more.
     fn freed(&self, index: u32);
 }
@@ -90,6 +96,15 @@ impl SessionTable {
             w.reserved(index, peer);
         }
         Some(index)
+    }
+
+    /// Something authentic for `session` came by `path`. Called for every batch.
+    pub fn heard(&self, session: &Session, path: Path) {
+        let (Some(watch), Path::Direct(from)) = (self.watch.get(), path) else { return };
+        let mark = watch.mark(from);
+        if session.remark(mark) {
+            watch.heard(session.local_index, mark);
+        }
     }
 
     /// Makes `session` visible under its local index, which was reserved before.

@@ -2,20 +2,18 @@
 //! initiations of each source. Only UDP to our port on this machine; all else passes untouched, as does what cannot be
 //! judged: fragments, headers that are not there in full, unknown extension headers.
 
-use crate::{Verdict, count, head, judge};
+use crate::{Datagram, SETTINGS, count, head, judge, mac1_fits, scratch, spend};
 use aya_ebpf::bindings::{
     bpf_fib_lookup as Fib,
     xdp_action::{XDP_DROP, XDP_PASS},
+    xdp_md,
 };
-use aya_ebpf::helpers::{bpf_fib_lookup, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_fib_lookup;
 use aya_ebpf::macros::{map, xdp};
-use aya_ebpf::maps::{Array, LruHashMap};
+use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::XdpContext;
-use ipop_ebpf::{GUARD_BURST, GUARD_INTERVAL_NS, MAX_SOURCES, Reason, RelayKey, Told, prefix_of_v4, prefix_of_v6};
-
-/// Our UDP port, in host byte order; 0: none.
-#[map]
-static PORT: Array<u32> = Array::with_max_entries(1, 0);
+use core::mem::MaybeUninit;
+use ipop_ebpf::{Endpoint, GUARD_BURST, GUARD_INTERVAL_NS, MAX_SOURCES, Reason, Told, prefix_of_v4, prefix_of_v6};
 
 /// Source prefix to when its next initiation is due, in nanoseconds.
 #[map]
@@ -74,10 +72,12 @@ impl Frame {
     }
 }
 
-/// Where a datagram comes from and goes to.
-enum Addresses {
-    V4([u8; 4], [u8; 4]),
-    V6([u8; 16], [u8; 16]),
+/// Where in a frame the addresses are that a datagram comes from and goes to, one behind the other. Not the addresses:
+/// the stack is small.
+#[derive(Clone, Copy)]
+struct Addresses {
+    v6: bool,
+    at: usize,
 }
 
 #[xdp]
@@ -111,7 +111,7 @@ fn examine(ctx: &XdpContext) -> Option<Reason> {
     };
     let [s0, s1, d0, d1, l0, l1] = frame.at::<6>(udp)?;
     let port = u32::from(u16::from_be_bytes([d0, d1]));
-    if port == 0 || PORT.get(0).copied() != Some(port) {
+    if port == 0 || SETTINGS.get(0).is_none_or(|s| s.port != port) {
         return None;
     }
     let len = u32::from(u16::from_be_bytes([l0, l1])).checked_sub(8)?;
@@ -125,34 +125,68 @@ fn examine(ctx: &XdpContext) -> Option<Reason> {
             }
         }
     })?;
-    let source = || {
-        Some(match addresses {
-            Addresses::V4(a, _) => RelayKey::v4(a, [s0, s1]),
-            Addresses::V6(a, _) => RelayKey::v6(a, [s0, s1]),
-        })
+    let datagram = Arrived { frame, at: udp + 8, addresses, port: [s0, s1] };
+    let reason = match judge(&datagram, head, 1) {
+        Some(junk) => junk.at_interface(),
+        None if matches!(head.told(), Told::Initiation) && too_many(frame, addresses) => Reason::XdpHandshakeRate,
+        None => return None,
     };
-    let reason = match judge(head, source) {
-        Verdict::UnknownDatagram => Reason::XdpUnknownDatagram,
-        Verdict::UnknownReceiver => Reason::XdpUnknownReceiver,
-        Verdict::Pass if matches!(head.told(), Told::Initiation) && too_many(&addresses) => Reason::XdpHandshakeRate,
-        Verdict::Pass => return None,
+    (!forwarded(ctx.ctx, addresses.v6, addresses.at)).then_some(reason)
+}
+
+/// A datagram that came to the interface.
+struct Arrived {
+    frame: Frame,
+    at: usize,
+    addresses: Addresses,
+    port: [u8; 2],
+}
+
+impl Datagram for Arrived {
+    #[inline(always)]
+    fn source(&self) -> Option<Endpoint> {
+        let Addresses { v6, at } = self.addresses;
+        if v6 {
+            self.frame.at(at).map(|a| Endpoint::v6(a, self.port))
+        } else {
+            self.frame.at(at).map(|a| Endpoint::v4(a, self.port))
+        }
+    }
+
+    #[inline(always)]
+    fn knows_us(&self, initiation: bool) -> bool {
+        knows_us(self.frame, self.at, initiation)
+    }
+}
+
+/// Whether the handshake message at `at` was made by somebody who knows our public key, as far as that can be told.
+#[inline(always)]
+fn knows_us(frame: Frame, at: usize, initiation: bool) -> bool {
+    let Some(scratch) = scratch() else { return true };
+    let to = scratch.words.as_mut_ptr();
+    // SAFETY: there is room for 33 words.
+    let loaded = unsafe {
+        if initiation {
+            frame.at::<132>(at).map(|b| to.cast::<[u8; 132]>().write(b)).is_some()
+        } else {
+            frame.at::<76>(at).map(|b| to.cast::<[u8; 76]>().write(b)).is_some()
+        }
     };
-    (!forwarded(ctx, &addresses)).then_some(reason)
+    !loaded || mac1_fits(scratch, initiation)
 }
 
 /// Where the UDP header of an IPv4 packet is.
 #[inline(always)]
 fn ipv4(frame: Frame, at: usize) -> Option<(usize, Addresses)> {
-    let header = frame.at::<20>(at)?;
-    let len = usize::from(header[0] & 0xf) * 4;
-    // More fragments, or a later one.
-    let fragment = header[6] & 0x3f != 0 || header[7] != 0;
-    if header[0] >> 4 != 4 || len < 20 || header[9] != UDP || fragment {
+    let first = frame.u8(at)?;
+    let len = usize::from(first & 0xf) * 4;
+    // All of the header is there; more fragments, or a later one.
+    let [_, protocol, _, _, ..] = frame.at::<12>(at + 8)?;
+    let fragment = frame.u16(at + 6)? & 0x3fff != 0;
+    if first >> 4 != 4 || len < 20 || protocol != UDP || fragment {
         return None;
     }
-    let source = [header[12], header[13], header[14], header[15]];
-    let to = [header[16], header[17], header[18], header[19]];
-    Some((at + len, Addresses::V4(source, to)))
+    Some((at + len, Addresses { v6: false, at: at + 12 }))
 }
 
 /// Where the UDP header of an IPv6 packet is.
@@ -162,8 +196,9 @@ fn ipv6(frame: Frame, at: usize) -> Option<(usize, Addresses)> {
         return None;
     }
     let mut next = frame.u8(at + 6)?;
-    let source = frame.at::<16>(at + 8)?;
-    let to = frame.at::<16>(at + 24)?;
+    let addresses = Addresses { v6: true, at: at + 8 };
+    // All of the header is there.
+    frame.u8(at + IPV6_LEN - 1)?;
     let mut at = at + IPV6_LEN;
     for _ in 0..EXTENSIONS {
         if next != HOP_BY_HOP && next != ROUTING && next != DESTINATION {
@@ -173,59 +208,58 @@ fn ipv6(frame: Frame, at: usize) -> Option<(usize, Addresses)> {
         next = following;
         at += (usize::from(units) + 1) * 8;
     }
-    (next == UDP).then_some((at, Addresses::V6(source, to)))
+    (next == UDP).then_some((at, addresses))
 }
 
-/// Whether a source sends more initiations than it may (RFC 2697's bucket, as a time at which it would be full).
+/// Whether a source sends more initiations than it may.
 #[inline(always)]
-fn too_many(addresses: &Addresses) -> bool {
-    let key = match addresses {
-        Addresses::V4(a, _) => prefix_of_v4(*a),
-        Addresses::V6(a, _) => prefix_of_v6(*a),
-    };
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let Some(due) = SOURCES.get_ptr_mut(&key) else {
-        let _ = SOURCES.insert(&key, now + GUARD_INTERVAL_NS, 0);
+fn too_many(frame: Frame, Addresses { v6, at }: Addresses) -> bool {
+    let key = if v6 { frame.at(at).map(prefix_of_v6) } else { frame.at(at).map(prefix_of_v4) };
+    let Some(key) = key else { return false };
+    let Some(bucket) = SOURCES.get_ptr_mut(&key) else {
+        // A full one, as good as: what the first one takes is back before it counts.
+        let _ = SOURCES.insert(&key, 0, 0);
         return false;
     };
-    // SAFETY: an entry may be given to another source meanwhile, whose time is then wrong by one step.
-    let before = unsafe { *due };
-    let before = if before < now { now } else { before };
-    if before - now > GUARD_INTERVAL_NS * GUARD_BURST {
-        return true;
-    }
-    // SAFETY: as above.
-    unsafe { *due = before + GUARD_INTERVAL_NS };
-    false
+    spend(bucket, 1, GUARD_INTERVAL_NS, GUARD_BURST)
 }
 
-/// Whether the packet goes on to another machine: then it is not ours, whatever its port.
-#[inline(always)]
-fn forwarded(ctx: &XdpContext, addresses: &Addresses) -> bool {
+/// Whether the packet goes on to another machine: then it is not ours, whatever its port. A function of its own: so it
+/// has a stack of its own, too.
+#[inline(never)]
+fn forwarded(ctx: *mut xdp_md, v6: bool, at: usize) -> bool {
     const SUCCESS: i64 = 0;
     const NO_NEIGHBOUR: i64 = 7;
     const TOO_BIG: i64 = 8;
+    let ctx = XdpContext::new(ctx);
+    let frame = Frame { start: ctx.data(), end: ctx.data_end() };
+    let mut fib = MaybeUninit::<Fib>::uninit();
+    const { assert!(size_of::<Fib>() == 64 && align_of::<Fib>() <= 8) };
+    let words = fib.as_mut_ptr().cast::<u64>();
+    // Word by word and volatile, or it becomes a call of `memset`, which comes out so that the verifier refuses it.
+    for i in 0..8 {
+        // SAFETY: within its 64 bytes, of which the alignment allows words.
+        unsafe { words.add(i).write_volatile(0) };
+    }
     // SAFETY: all zero is a value of it: numbers and unions of numbers.
-    let mut fib: Fib = unsafe { core::mem::zeroed() };
+    let fib = unsafe { &mut *fib.as_mut_ptr() };
     fib.l4_protocol = UDP;
     fib.ifindex = ctx.ingress_ifindex() as u32;
-    match addresses {
-        Addresses::V4(source, to) => {
-            fib.family = AF_INET;
-            fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(*source);
-            fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(*to);
+    if v6 {
+        let (Some(source), Some(to)) = (frame.at::<16>(at), frame.at::<16>(at + 16)) else { return false };
+        fib.family = AF_INET6;
+        // SAFETY: the same 16 bytes.
+        unsafe {
+            fib.__bindgen_anon_3.ipv6_src = core::mem::transmute::<[u8; 16], [u32; 4]>(source);
+            fib.__bindgen_anon_4.ipv6_dst = core::mem::transmute::<[u8; 16], [u32; 4]>(to);
         }
-        Addresses::V6(source, to) => {
-            fib.family = AF_INET6;
-            // SAFETY: the same 16 bytes.
-            unsafe {
-                fib.__bindgen_anon_3.ipv6_src = core::mem::transmute::<[u8; 16], [u32; 4]>(*source);
-                fib.__bindgen_anon_4.ipv6_dst = core::mem::transmute::<[u8; 16], [u32; 4]>(*to);
-            }
-        }
+    } else {
+        let (Some(source), Some(to)) = (frame.at::<4>(at), frame.at::<4>(at + 4)) else { return false };
+        fib.family = AF_INET;
+        fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(source);
+        fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(to);
     }
     // SAFETY: `fib` is as long as is said.
-    let r = unsafe { bpf_fib_lookup(ctx.ctx.cast(), &raw mut fib, size_of::<Fib>() as i32, 0) };
+    let r = unsafe { bpf_fib_lookup(ctx.ctx.cast(), fib, size_of::<Fib>() as i32, 0) };
     r == SUCCESS || r == NO_NEIGHBOUR || r == TOO_BIG
 }

@@ -46,7 +46,7 @@ fn drops_and_leaves_nothing_behind(mode: &str, outer: Outer) {
         ensure!(guarded(pair.ns(Side::B))?, "nothing is attached");
         let kinds = [Junk::Random, Junk::Data(1), Junk::Initiation];
         flood(pair.ns(Side::A), pair.endpoint(Side::B), &kinds, 6_000, 20_000)?;
-        for name in ["xdp_unknown_datagram", "xdp_unknown_receiver", "xdp_handshake_rate"] {
+        for name in ["xdp_unknown_datagram", "xdp_unknown_receiver", "xdp_bad_mac"] {
             wait_for(name, SOON, || Ok(dropped(&pair.site(Side::B).daemon, name)? > 500))?;
         }
         // Longer than a frame: only its fragments came by the guard.

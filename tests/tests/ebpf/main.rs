@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{Program, SocketFilter, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use ipop_ebpf::{Reason, RelayKey, SLOTS, slot_of, slot_word};
+use ipop_ebpf::{BUCKETS, Reason, SLOTS, Settings, Slot, blake2s, mark_of, slot_of, slot_word};
 use ipop_tests::ns::Namespace;
 use ipop_tests::require::Need;
 use ipop_tests::scene::{Share, play};
@@ -19,11 +19,22 @@ use ipop_tests::scene::{Share, play};
 const KNOWN: [u32; 3] = [0xabcd_0007, 0x0000_0000, 0xffff_ffff];
 /// UDP port of every table.
 const PORT: u16 = 51820;
+/// What marks are made with in every table.
+const SEED: u64 = 0x1234_5678_9abc_def0;
+
+/// How much data from elsewhere every session may still get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bucket {
+    Full,
+    Empty,
+}
 
 /// The object with its maps filled, in a namespace of its own.
 struct Bench {
     ebpf: Ebpf,
     drops: PerCpuArray<MapData, u64>,
+    buckets: Array<MapData, u64>,
+    settings: Array<MapData, [u64; 6]>,
 }
 
 fn bench(body: impl FnOnce(&mut Bench) -> Result<()> + Send) {
@@ -48,16 +59,32 @@ impl Bench {
         let mut slots: Array<_, u64> = map("SLOTS")?.try_into()?;
         anyhow::ensure!(slots.len() == SLOTS, "{} slots", slots.len());
         for (i, index) in KNOWN.into_iter().enumerate() {
-            slots.set(slot_of(index), slot_word(index, i as u32), 0)?;
+            let mark = mark_of(&model::homes()[i], SEED);
+            slots.set(slot_of(index), slot_word(index, Slot { shard: i as u32, mark }), 0)?;
         }
-        let mut port: Array<_, u32> = map("PORT")?.try_into()?;
-        port.set(0, u32::from(PORT), 0)?;
-        let mut relays: HashMap<_, [u8; 20], u8> = map("RELAYS")?.try_into()?;
+        let settings = map("SETTINGS")?.try_into()?;
+        let buckets = map("ELSEWHERE")?.try_into()?;
+        let mut relays: HashMap<_, [u32; 5], u8> = map("RELAYS")?.try_into()?;
         for key in model::relays() {
-            relays.insert(bytes_of(key), 1, 0)?;
+            relays.insert(key.words(), 1, 0)?;
         }
         let drops = map("DROPS")?.try_into()?;
-        Ok(Self { ebpf, drops })
+        let mut bench = Self { ebpf, drops, buckets, settings };
+        bench.set_key(Some(model::us().key()))?;
+        Ok(bench)
+    }
+
+    /// The key of MAC1, and with it all other settings.
+    fn set_key(&mut self, key: Option<&[u8; 32]>) -> Result<()> {
+        let mac1 = key.map(blake2s::keyed).unwrap_or_default();
+        let settings = Settings { seed: SEED, mac1, keyed: u32::from(key.is_some()), port: u32::from(PORT) };
+        Ok(self.settings.set(0, settings.words(), 0)?)
+    }
+
+    /// The buckets of all known indices. An empty one does not fill in the time of a test.
+    fn set_buckets(&mut self, to: Bucket) -> Result<()> {
+        let due = if to == Bucket::Full { 0 } else { u64::MAX };
+        KNOWN.iter().try_for_each(|i| Ok(self.buckets.set(slot_of(*i) % BUCKETS, due, 0)?))
     }
 
     fn sieve(&mut self) -> Result<&mut SocketFilter> {
@@ -78,11 +105,4 @@ impl Bench {
     fn drops(&self) -> Result<Vec<(Reason, u64)>> {
         Reason::ALL.iter().map(|r| Ok((*r, self.drops.get(&(*r as u32), 0)?.iter().sum()))).collect()
     }
-}
-
-fn bytes_of(key: RelayKey) -> [u8; 20] {
-    let mut bytes = [0; 20];
-    bytes[..16].copy_from_slice(&key.address);
-    bytes[16..18].copy_from_slice(&key.port);
-    bytes
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ipop_ebpf::{ELSEWHERE_BURST, ELSEWHERE_INTERVAL_NS};
 use ipop_tests::daemon::{Implementation, Io};
-use ipop_tests::junk::{Junk, flood};
+use ipop_tests::junk::{Junk, flood, index_of_b};
 use ipop_tests::pair::{Options, Outer, Pair, Side};
 use ipop_tests::require::{Need, tunnel};
 use ipop_tests::scene::{Share, play};
@@ -61,14 +62,20 @@ fn steered(io: Io, outer: Outer) {
         let (own, elsewhere) = roam(pair)?;
         ensure!(own > 2 * u64::from(PORTS) && elsewhere == 0, "{own} at their owner, {elsewhere} elsewhere: new port");
         let s = stats(pair)?;
-        flood(pair.ns(Side::A), to, &[Junk::Random, Junk::Data(1)], 2_000, 20_000)?;
+        flood(
+            pair.ns(Side::A),
+            to,
+            &[Junk::Random, Junk::Data(1), Junk::Initiation, Junk::CookieReply],
+            4_000,
+            20_000,
+        )?;
         let after = stats(pair)?;
-        for name in ["socket_unknown_datagram", "socket_unknown_receiver"] {
+        for name in ["socket_unknown_datagram", "socket_unknown_receiver", "socket_bad_mac"] {
             let n = count(&after, "kernel_drops", name) - count(&s, "kernel_drops", name);
             ensure!(n > 500, "{n} more of {name}: {after}");
         }
         // None of it is seen by a shard.
-        for name in ["unknown_datagram", "unknown_receiver"] {
+        for name in ["unknown_datagram", "unknown_receiver", "bad_mac"] {
             ensure!(count(&after, "drops", name) == count(&s, "drops", name), "{name} at a shard: {after}");
         }
         Ok(())
@@ -113,6 +120,26 @@ fn nothing_is_lost_over_new_sessions() {
         }
         let s = stats(pair)?;
         ensure!(count(&s, "traffic", "udp_data_elsewhere") == 0, "{s}");
+        Ok(())
+    });
+}
+
+/// Who has read a session's index off the wire, but cannot send from the peer's address, keeps no shard busy; and the
+/// peer moves as before.
+#[test]
+fn a_flood_for_a_known_index_from_elsewhere_is_cut_and_the_peer_still_roams() {
+    scene(Io::Auto, &["--ebpf", "on"], Options::default(), |pair| {
+        let (index, _) = index_of_b(pair)?;
+        let start = std::time::Instant::now();
+        let sent = flood(pair.ns(Side::A), pair.endpoint(Side::B), &[Junk::Data(index)], 40_000, 40_000)?;
+        let refilled = start.elapsed().as_nanos() as u64 / ELSEWHERE_INTERVAL_NS;
+        ensure!(pair.pings(Side::A, Side::B.inner4()), "the peer gets no answer");
+        let s = stats(pair)?;
+        let (cut, seen) = (count(&s, "kernel_drops", "socket_elsewhere"), count(&s, "drops", "forged"));
+        ensure!(cut + seen <= sent && cut > sent / 2, "of {sent} datagrams {cut} were cut and {seen} seen");
+        ensure!(seen <= ELSEWHERE_BURST + 2 + refilled, "a shard saw {seen}, for {refilled} to come back");
+        let (own, elsewhere) = roam(pair)?;
+        ensure!(own > u64::from(PORTS) && elsewhere == 0, "{own} datagrams at their owner, {elsewhere} elsewhere");
         Ok(())
     });
 }

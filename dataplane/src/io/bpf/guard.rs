@@ -3,7 +3,6 @@
 use super::BpfError;
 use crate::config::{Xdp, XdpMode};
 use aya::Ebpf;
-use aya::maps::{Array, Map, MapData};
 use aya::programs::links::FdLink;
 use aya::programs::{self, Program, ProgramError};
 use std::fmt;
@@ -45,14 +44,6 @@ impl Guard {
             XdpMode::Native => " (native)",
         };
         Ok(Self { _link: link, text: format!("guard at {}{mode}", to.interface) })
-    }
-}
-
-/// The map of our port.
-pub(super) fn port(ebpf: &mut Ebpf) -> Result<Array<MapData, u32>, BpfError> {
-    match ebpf.take_map("PORT") {
-        Some(map @ Map::Array(_)) => Array::try_from(map).map_err(|e| BpfError::new("the map of the port")(&e)),
-        _ => Err(BpfError::missing("PORT")),
     }
 }
 

@@ -6,12 +6,12 @@ mod slots;
 
 use super::udp::Socket;
 use crate::config::Xdp;
-use crate::tunnel::IndexWatch;
+use crate::tunnel::{IndexWatch, MacVerifier};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, ReusePortSockArray};
 use aya::programs::{Program, ProgramError, SkReuseport, SocketFilter};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use guard::Guard;
-use ipop_ebpf::{MAX_RELAYS, MAX_SOCKETS, Reason, RelayKey};
+use ipop_ebpf::{Endpoint, MAX_RELAYS, MAX_SOCKETS, Reason, Settings, blake2s};
 use slots::Slots;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -63,11 +63,12 @@ fn reason(error: &(dyn std::error::Error + 'static)) -> String {
 pub struct Programs {
     ebpf: Ebpf,
     slots: Arc<Slots>,
-    relays: HashMap<MapData, [u8; 20], u8>,
-    listed: Vec<[u8; 20]>,
+    relays: HashMap<MapData, [u32; 5], u8>,
+    listed: Vec<[u32; 5]>,
     sockets: ReusePortSockArray<MapData>,
     drops: PerCpuArray<MapData, u64>,
-    port: Array<MapData, u32>,
+    settings: Settings,
+    told: Array<MapData, [u64; 6]>,
     guard: Option<Guard>,
 }
 
@@ -92,18 +93,39 @@ impl Programs {
             guard::load(&mut ebpf)?;
         }
         let map = |e: &mut Ebpf, name| e.take_map(name).ok_or(BpfError::missing(name));
-        let slots = match map(&mut ebpf, "SLOTS")? {
-            Map::Array(data) => {
-                Slots::new(data.fd().as_fd(), shards).map_err(|e| BpfError::new("cannot map the map of slots")(&e))?
-            }
-            _ => return Err(BpfError::missing("SLOTS")),
-        };
         let wrong = |e: aya::maps::MapError| BpfError::new("the maps are not as expected")(&e);
+        let array = |map| match map {
+            Map::Array(data) => Ok(data),
+            _ => Err(BpfError::missing("an array")),
+        };
+        let (slots, buckets) = (array(map(&mut ebpf, "SLOTS")?)?, array(map(&mut ebpf, "ELSEWHERE")?)?);
+        let settings = Settings { seed: seed()?, ..Settings::default() };
+        let slots = Slots::new(slots.fd().as_fd(), buckets.fd().as_fd(), settings.seed, shards)
+            .map_err(|e| BpfError::new("cannot map the map of slots")(&e))?;
         let relays = HashMap::try_from(map(&mut ebpf, "RELAYS")?).map_err(wrong)?;
         let sockets = ReusePortSockArray::try_from(map(&mut ebpf, "SOCKETS")?).map_err(wrong)?;
         let drops = PerCpuArray::try_from(map(&mut ebpf, "DROPS")?).map_err(wrong)?;
-        let (slots, listed, port) = (Arc::new(slots), Vec::new(), guard::port(&mut ebpf)?);
-        Ok(Self { ebpf, slots, relays, listed, sockets, drops, port, guard: None })
+        let told = Array::try_from(map(&mut ebpf, "SETTINGS")?).map_err(wrong)?;
+        let (slots, listed) = (Arc::new(slots), Vec::new());
+        let mut programs = Self { ebpf, slots, relays, listed, sockets, drops, settings, told, guard: None };
+        // Before they are attached: marks are made with the seed from then on.
+        programs.tell()?;
+        Ok(programs)
+    }
+
+    fn tell(&mut self) -> Result<(), BpfError> {
+        let told = self.told.set(0, self.settings.words(), 0);
+        told.map_err(|e| BpfError::new("cannot tell the programs their settings")(&e))
+    }
+
+    /// By what key handshake messages to us are told from those of others. `None`: they all are for a shard to see.
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub fn set_mac(&mut self, mac: Option<&MacVerifier>) -> Result<(), BpfError> {
+        self.settings.keyed = u32::from(mac.is_some());
+        self.settings.mac1 = mac.map(|m| blake2s::keyed(m.key())).unwrap_or_default();
+        self.tell()
     }
 
     /// What keeps the programs informed of receiver indices.
@@ -128,7 +150,8 @@ impl Programs {
         }
         steer(&mut self.ebpf)?.attach(fd(first)).map_err(refused)?;
         let port = first.port().map_err(|e| BpfError::new("cannot tell our port")(&e))?;
-        self.port.set(0, u32::from(port), 0).map_err(|e| BpfError::new("cannot tell the guard our port")(&e))
+        self.settings.port = u32::from(port);
+        self.tell()
     }
 
     /// Puts the guard at an interface. The programs have to be loaded as guarded.
@@ -153,7 +176,7 @@ impl Programs {
     /// What the kernel has against it.
     pub fn set_relays(&mut self, servers: &[SocketAddr]) -> Result<(), BpfError> {
         let failed = |e: aya::maps::MapError| BpfError::new("cannot list a TURN server")(&e);
-        let wanted: Vec<[u8; 20]> = servers.iter().take(MAX_RELAYS as usize).map(relay_key).collect();
+        let wanted: Vec<[u32; 5]> = servers.iter().take(MAX_RELAYS as usize).map(|s| endpoint(s).words()).collect();
         for gone in self.listed.iter().filter(|k| !wanted.contains(k)) {
             self.relays.remove(gone).map_err(failed)?;
         }
@@ -205,15 +228,18 @@ fn sieve(ebpf: &mut Ebpf) -> Result<&mut SocketFilter, BpfError> {
     }
 }
 
-/// [`RelayKey`] as bytes.
-fn relay_key(server: &SocketAddr) -> [u8; 20] {
-    let port = server.port().to_be_bytes();
-    let key = match server.ip().to_canonical() {
-        IpAddr::V4(a) => RelayKey::v4(a.octets(), port),
-        IpAddr::V6(a) => RelayKey::v6(a.octets(), port),
-    };
-    let mut bytes = [0; 20];
-    bytes[..16].copy_from_slice(&key.address);
-    bytes[16..18].copy_from_slice(&key.port);
-    bytes
+/// An address and a port as programs have them.
+fn endpoint(address: &SocketAddr) -> Endpoint {
+    let port = address.port().to_be_bytes();
+    match address.ip().to_canonical() {
+        IpAddr::V4(a) => Endpoint::v4(a.octets(), port),
+        IpAddr::V6(a) => Endpoint::v6(a.octets(), port),
+    }
+}
+
+/// What marks are made with: nobody outside can tell which sources have the same.
+fn seed() -> Result<u64, BpfError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|e| BpfError::new("no random numbers")(&e))?;
+    Ok(u64::from_ne_bytes(bytes))
 }
