@@ -8,7 +8,7 @@ use dataplane::{Capabilities, Closed, Config, Engine, Tun};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// How often the thread that waits for the engine looks whether it is still wanted.
@@ -43,8 +43,10 @@ pub fn run(interface: Interface, config: Config, started: impl FnOnce()) -> Resu
         .enable_all()
         .build()
         .map_err(|e| Error::io("start the control thread", e))?;
+    // Before the engine, which takes its time to start: who is asked to end meanwhile leaves no socket behind either.
+    let signals = runtime.block_on(async { Signals::new() }).map_err(|e| Error::io("handle signals", e))?;
     let engine = Engine::start(interface.tun, config).map_err(Error::Engine)?;
-    let result = runtime.block_on(serve(&name, interface.listener, &file, &engine, started));
+    let result = runtime.block_on(serve(&name, interface.listener, signals, (&file, &engine), started));
     // The socket goes first: nobody shall find one that is not served.
     drop(file);
     engine.shutdown();
@@ -54,20 +56,36 @@ pub fn run(interface: Interface, config: Config, started: impl FnOnce()) -> Resu
     Ok(())
 }
 
+/// The signals that mean something to a daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From now on they are kept until somebody asks.
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 async fn serve(
     name: &str,
     listener: UnixListener,
-    file: &SocketFile,
-    engine: &Engine,
+    signals: Signals,
+    (file, engine): (&SocketFile, &Engine),
     started: impl FnOnce(),
 ) -> Result<&'static str, Error> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |e| Error::io(what, e)
     };
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed("handle signals"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("handle signals"))?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(failed("handle signals"))?;
+    let Signals { mut terminate, mut interrupt, mut hangup } = signals;
     listener.set_nonblocking(true).map_err(failed("listen on the configuration socket"))?;
     let listener =
         tokio::net::UnixListener::from_std(listener).map_err(failed("listen on the configuration socket"))?;
