@@ -161,7 +161,7 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
 fn scratch() -> Option<&'static mut Scratch> {
-    // SAFETY: nobody else has it while a program runs, and each takes it once.
+    // SAFETY: nobody else has it while a program runs, and who takes it a second time is done with the first.
     SCRATCH.get_ptr_mut(0).map(|p| unsafe { &mut *p })
 }
 
