@@ -61,7 +61,7 @@ reasons! {
     SessionExpired = "session_expired",
     /// Inbound: the tag was wrong.
     Forged = "forged",
-    /// Inbound: a counter seen before, or too old to tell.
+    /// Inbound: a counter seen before, too old to tell, or beyond the end of the session.
     Replayed = "replayed",
     /// Inbound: an authentic payload that is no IP packet.
     InnerMalformed = "inner_malformed",

@@ -26,15 +26,17 @@ pub const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
 /// Counters from this one on are never used (section 6.1).
 pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 /// A session with AES-256-GCM is renewed from this counter on. WireGuard's own limits are for ChaCha20-Poly1305, which is
-/// no permutation of blocks; AES is one, and tells itself from a random function by about s^2 / 2^129 after s blocks
-/// (NIST SP 800-38D leaves that to the user: its limit of 2^32 messages is for random nonces, and ours are counters).
-/// With packets of 2 KiB at most, 2^28 of them are 2^35 blocks: the margin of 2^-57 that QUIC and TLS 1.3 keep (RFC 9001,
-/// appendix B.1.1; RFC 8446, section 5.5). It takes 25 Gbit/s to get there before [`REKEY_AFTER_TIME`]. Larger packets do
-/// not get far beyond it in the life of a session either: 100 Gbit/s for [`REJECT_AFTER_TIME`] are 2^37.1 blocks, and
-/// 2^-53. Forgeries are not counted: 2^52 of them would be needed for the same margin.
+/// no permutation of blocks; AES is one, and after s blocks under one key GCM can be told from what it should be with an
+/// advantage of 2 s^2 / 2^128 (RFC 9001, appendix B.1.1; the limit of 2^32 messages in NIST SP 800-38D, section 8.3, is for
+/// random nonces, and ours are counters). With packets of 2 KiB at most, 2^28 of them are 2^35 blocks: the margin of 2^-57
+/// that QUIC keeps, and TLS 1.3 with 2^24.5 records of 16 KiB (RFC 8446, section 5.5). With packets of 1,420 bytes it takes
+/// 25 Gbit/s to get there before [`REKEY_AFTER_TIME`]. Larger packets do not get far beyond it in the life of a session
+/// either: 100 Gbit/s for [`REJECT_AFTER_TIME`] are 2^37 blocks, and 2^-53. Forgeries are not counted: QUIC, whose limit is
+/// that of AES-128 for packets of any size, allows 2^52 of them (RFC 9001, section 6.6), more than any link brings in that
+/// time.
 pub const AES_REKEY_AFTER_MESSAGES: u64 = 1 << 28;
-/// Counters of a session with AES-256-GCM from this one on are never used: as many as lie before
-/// [`AES_REKEY_AFTER_MESSAGES`] are left for the handshake.
+/// Counters of a session with AES-256-GCM from this one on are neither used nor taken: as many as lie before
+/// [`AES_REKEY_AFTER_MESSAGES`] are left for the handshake, which is 2^-55 with packets of 2 KiB.
 pub const AES_REJECT_AFTER_MESSAGES: u64 = 1 << 29;
 /// Age at which the secret behind our cookies is replaced, and a cookie is no longer shown (section 5.4.7).
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(120);

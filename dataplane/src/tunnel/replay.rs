@@ -16,19 +16,27 @@ pub struct ReplayWindow {
     seen: [u64; WORDS],
     /// One more than the greatest counter seen; 0: none was.
     next: u64,
+    /// Counters from this one on are beyond the end of the session.
+    end: u64,
 }
 
 impl Default for ReplayWindow {
     fn default() -> Self {
-        Self { seen: [0; WORDS], next: 0 }
+        Self::until(REJECT_AFTER_MESSAGES)
     }
 }
 
 impl ReplayWindow {
+    /// The window of a session that ends before counter `end`.
+    #[must_use]
+    pub const fn until(end: u64) -> Self {
+        Self { seen: [0; WORDS], next: 0, end }
+    }
+
     /// Whether `counter` is neither seen before, nor too old to tell, nor beyond the end of the session.
     #[must_use]
     pub const fn check(&self, counter: u64) -> bool {
-        if counter >= REJECT_AFTER_MESSAGES {
+        if counter >= self.end {
             return false;
         }
         if counter >= self.next {

@@ -60,6 +60,14 @@ impl Keys {
     }
 }
 
+/// The counter that a session with this cipher ends before, in both directions.
+const fn end(cipher: Cipher) -> u64 {
+    match cipher {
+        Cipher::ChaCha20Poly1305 => REJECT_AFTER_MESSAGES,
+        Cipher::Aes256Gcm => AES_REJECT_AFTER_MESSAGES,
+    }
+}
+
 /// When and by whom a session was made.
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
@@ -73,9 +81,9 @@ impl Session {
         Self {
             local_index,
             remote_index,
-            keys,
             counter: AtomicU64::new(0),
-            replay: Mutex::default(),
+            replay: Mutex::new(ReplayWindow::until(end(keys.cipher))),
+            keys,
             established_at: origin.now,
             established_wall: origin.wall,
             initiator: origin.initiator,
@@ -93,18 +101,11 @@ impl Session {
         // Not a plain `fetch_add`: refused calls must not creep towards 2^64, where counters would repeat.
         let mut first = self.counter.load(Relaxed);
         loop {
-            let next = first.checked_add(n).filter(|next| *next <= self.last_message())?;
+            let next = first.checked_add(n).filter(|next| *next <= end(self.keys.cipher))?;
             match self.counter.compare_exchange_weak(first, next, Relaxed, Relaxed) {
                 Ok(_) => return Some(first),
                 Err(now) => first = now,
             }
-        }
-    }
-
-    const fn last_message(&self) -> u64 {
-        match self.keys.cipher {
-            Cipher::ChaCha20Poly1305 => REJECT_AFTER_MESSAGES,
-            Cipher::Aes256Gcm => AES_REJECT_AFTER_MESSAGES,
         }
     }
 

@@ -138,6 +138,13 @@ fn a_session_with_aes_ends_sooner() {
     assert_eq!(s.reserve(11), None);
     assert_eq!(s.reserve(10), Some(limits::AES_REJECT_AFTER_MESSAGES - 10));
     assert_eq!((s.reserve(1), s.reserve(u64::MAX)), (None, None));
+    // Whoever goes on nevertheless is not followed.
+    for (counter, got) in [(0, Err(Drop::Replayed)), (1, Ok(Got::Keepalive))] {
+        let counter = limits::AES_REJECT_AFTER_MESSAGES - counter;
+        let mut m = [&data_header(s.remote_index, counter)[..], &[0; TAG_LEN]].concat();
+        crypto::seal(&mut [Job::new(s.send_key(), counter, &mut m[DATA_HEADER_LEN..])]);
+        assert_eq!(a.receive(address(2), &m), got, "counter {counter}");
+    }
 }
 
 /// A plain peer's index that looks like "yes" by chance; or somebody in between who rewrites it.
