@@ -20,6 +20,10 @@ use blake2::digest::{FixedOutput, Update};
 
 const LABEL: &[u8] = b"ipop-fast AES-256-GCM v1 index";
 
+// Which bits are random follows from our limit of sessions, and both ends have to mean the same ones: others are another
+// protocol, with another label.
+const _: () = assert!(RANDOM_BITS == 0xfffc_0000, "these bits are part of the protocol");
+
 /// The random bits of the index with which an initiation is answered if the session is to have AES-256-GCM. As hard to
 /// guess as any for whoever has not seen the initiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +63,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_sign_is_the_same_in_every_version() {
+        // BLAKE2s-256(label || the first 116 bytes), its first 32 bits in little endian, by Python's hashlib.
+        let message: [u8; 148] = std::array::from_fn(|i| i as u8);
+        assert_eq!(Sign::of(&message), Sign(0xcf84_0000));
+    }
+
+    #[test]
     fn an_index_says_what_was_decided_whatever_is_random() {
         for n in 0..200u8 {
             let mut message = [n; 148];
@@ -69,7 +80,7 @@ mod tests {
             message[116..].fill(0xff);
             assert_eq!(Sign::of(&message), sign, "MACs come later");
             message[115] ^= 1;
-            assert_ne!(Sign::of(&message).0, sign.0 ^ 1);
+            assert_ne!(Sign::of(&message), sign, "all before them counts");
         }
         let all: std::collections::HashSet<u32> = (0..200u8).map(|n| Sign::of(&[n; 148]).0).collect();
         assert!(all.len() > 180, "signs differ from handshake to handshake");

@@ -23,6 +23,9 @@ const GRAIN: u64 = INITIATION_INTERVAL.as_nanos() as u64;
 /// timestamp in 1,250,000 is.
 const AES: Range<u64> = 0xae5000..0xae5010;
 
+// Both ends have to count from multiples of the same grain, whatever an end accepts at which rate.
+const _: () = assert!(GRAIN == 20_000_000, "the grain is part of the protocol");
+
 /// Makes strictly increasing timestamps even if the wall clock stands still or steps back.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Clock(Duration);
