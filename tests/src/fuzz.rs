@@ -6,7 +6,7 @@
 #[path = "../../dataplane/tests/pipeline/world.rs"]
 mod world;
 
-use dataplane::crypto::{self, Backend, Job, TAG_LEN};
+use dataplane::crypto::{self, Backend, Cipher, Job, TAG_LEN};
 use dataplane::packet::checksum::Sum;
 use dataplane::packet::virtio::{GSO_NONE, Header, VNET_LEN};
 use dataplane::packet::{Coalescer, GroupId, Inner, MAX_SEGMENTS, Split};
@@ -250,7 +250,7 @@ fn continuation(p: &[u8], short: bool, cut: u8) -> Vec<u8> {
     next
 }
 
-/// A batch of received packets: see [`regroup`].
+/// A batch of received packets: see `regroup`.
 pub fn coalesce(data: &[u8]) {
     let packets = batch(data);
     if !packets.is_empty() {
@@ -449,14 +449,17 @@ fn authenticate(message: &mut [u8], n: u8) {
 }
 
 /// Handshake messages of any bytes, and valid ones that were changed: whatever is authenticated in them must be
-/// as it was sent, and afterwards a handshake works.
+/// as it was sent, and afterwards a handshake works, with whichever cipher each end would take.
 pub fn handshake(data: &[u8]) {
     let (mut a, mut b) = strangers(OFFLOADS);
     let (to_b, from) = (a.tunnel.peer(&public(2)).expect("a peer"), address(1).into());
+    let to_a = b.tunnel.peer(&public(1)).expect("a peer");
     let wall = |n: &Node| dataplane::WallTime(Duration::from_secs(1_700_000_000) + n.now.since(dataplane::Time::ZERO));
     for record in data.chunks(64).take(8) {
         let [op, bytes @ ..] = record else { continue };
         let under_load = op & 4 != 0;
+        to_b.set_aes(op & 16 != 0);
+        to_a.set_aes(op & 32 != 0);
         for n in [&mut a, &mut b] {
             n.now += Duration::from_secs(6);
         }
@@ -508,6 +511,9 @@ pub fn handshake(data: &[u8]) {
     world::settle(&mut a, &mut b);
     let session = to_b.current().expect("a session");
     assert!(!session.expired(a.now), "a new session");
+    let theirs = to_a.current().expect("a session that was confirmed");
+    assert_eq!((theirs.cipher(), theirs.remote_index), (session.cipher(), session.local_index));
+    assert_eq!(session.cipher() == Cipher::Aes256Gcm, to_a.aes() && to_b.aes());
 }
 
 /// A shard between two nodes that gets anything from anybody: no panic, and every packet is accounted for.
@@ -551,7 +557,8 @@ pub fn shard(mut data: &[u8]) {
 }
 
 /// Batches for the cipher: records of seven bytes, a packet each (key, length, counter, offset in memory, what is
-/// done to it on the way), at most 64. Every back end has to make the same of them.
+/// done to it on the way), at most 64. Every back end has to make the same of them; AES-256-GCM, of which there is
+/// only one, has to open what it sealed and nothing else.
 pub fn aead(data: &[u8]) {
     struct Packet {
         key: usize,
@@ -574,8 +581,8 @@ pub fn aead(data: &[u8]) {
             }
         })
         .collect();
-    let run = |backend: Backend| {
-        let keys = [1, 2, 3].map(|k| backend.key(&[k; 32]));
+    let run = |cipher: Cipher, backend: Backend| {
+        let keys = [1u8, 2, 3].map(|k| cipher.key(backend, &[k; 32].into()));
         let mut bufs: Vec<Vec<u8>> =
             packets.iter().map(|p| [&vec![0xee; p.align][..], &p.text, &[0; TAG_LEN]].concat()).collect();
         let jobs = |bufs: &mut [Vec<u8>], task: fn(&mut [Job<'_>])| {
@@ -605,8 +612,9 @@ pub fn aead(data: &[u8]) {
         }
         sealed
     };
-    let expected = run(Backend::Portable);
+    let expected = run(Cipher::ChaCha20Poly1305, Backend::Portable);
     for backend in Backend::available() {
-        assert_eq!(run(backend), expected, "{backend}");
+        assert_eq!(run(Cipher::ChaCha20Poly1305, backend), expected, "{backend}");
     }
+    run(Cipher::Aes256Gcm, Backend::AwsLc);
 }

@@ -88,8 +88,38 @@ fn speeds_are_measured_by_the_clock_that_is_given() {
     assert_eq!(said, "ChaCha20-Poly1305 1.1 GB/s, AES-256-GCM 2.3 GB/s");
 }
 
+#[test]
+fn a_buffer_without_room_for_a_tag_is_refused() {
+    let key = Key::aes256gcm(&[3; 32]);
+    for len in 0..TAG_LEN {
+        let mut buf = vec![9; len];
+        let mut jobs = [Job::new(&key, 0, &mut buf)];
+        open(&mut jobs);
+        assert!(!jobs[0].ok);
+        assert!(buf.iter().all(|b| *b == 0));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Out of place, from a body that starts and ends anywhere, gives the bytes of in place.
+    #[test]
+    fn sealing_out_of_place_gives_the_same_bytes(
+        (len, part) in (0..1500usize).prop_flat_map(|len| (Just(len), (0..=len, 0..=len))), counter in any::<u64>()
+    ) {
+        let key = Key::aes256gcm(&[4; 32]);
+        let (head, end) = (part.0.min(part.1), part.0.max(part.1));
+        let text: Vec<u8> = (0..len).map(|n| (n * 3) as u8).collect();
+        let mut expected = [&text[..], &[0; TAG_LEN]].concat();
+        let mut buf = expected.clone();
+        buf[head..end].fill(0xdd);
+        seal(&mut [Job::new(&key, counter, &mut expected)]);
+        let mut jobs = [Job::sealing(&key, counter, &mut buf, head, &text[head..end])];
+        seal(&mut jobs);
+        prop_assert!(jobs[0].ok);
+        prop_assert_eq!(buf, expected);
+    }
 
     /// What is sealed opens; a flipped bit harms its job only; and ChaCha20-Poly1305 jobs may stand between.
     #[test]

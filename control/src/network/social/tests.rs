@@ -283,6 +283,14 @@ fn a_friends_node_is_translated_to_its_lease_and_may_use_nothing_else() {
 }
 
 #[test]
+fn aes_is_for_friends_nodes_that_say_that_they_have_it() {
+    let mut has = node("laptop", 1, &[], None);
+    has.capabilities = vec!["aes256gcm".to_owned()];
+    let mut w = World::new(vec![("bob@x/ipop-b", has), ("carol@y/ipop-c", node("laptop", 2, &[], None))]);
+    assert_eq!(w.plan().peers.iter().map(|p| p.aes).collect::<Vec<_>>(), [true, false]);
+}
+
+#[test]
 fn two_friends_with_one_address_are_no_matter() {
     let same = |n| node("laptop", n, &["172.31.0.100/32"], None);
     let mut w = World::new(vec![("bob@x/ipop-b", same(1)), ("carol@y/ipop-c", same(2))]);

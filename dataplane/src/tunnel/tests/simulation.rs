@@ -1,5 +1,5 @@
-//! Two nodes for hours of virtual time over a network that loses, repeats, delays and reorders, with
-//! restarts and a wall clock that steps: whatever happens, what must never happen does not, and once the
+//! Two nodes for hours of virtual time over a network that loses, repeats, delays and reorders, with restarts, a wall
+//! clock that steps, and minds that change about the cipher: whatever happens, what must never happen does not, and once the
 //! network is well a session is there again.
 
 use super::*;
@@ -33,6 +33,8 @@ struct Spell {
     /// The wall clock is this many seconds behind.
     behind: u64,
     under_load: bool,
+    /// Which ends would take AES-256-GCM from its beginning on.
+    aes: [bool; 2],
 }
 
 fn spell() -> impl Strategy<Value = Spell> {
@@ -47,8 +49,9 @@ fn spell() -> impl Strategy<Value = Spell> {
         prop_oneof![3 => Just(None), 1 => (0usize..2).prop_map(Some)],
         prop_oneof![4 => Just(0u64), 1 => 1u64..1000],
         prop::bool::weighted(0.2),
+        prop::array::uniform2(any::<bool>()),
     )
-        .prop_map(|(seconds, loss, repeated, delay, talks, restarts, behind, under_load)| Spell {
+        .prop_map(|(seconds, loss, repeated, delay, talks, restarts, behind, under_load, aes)| Spell {
             seconds,
             loss,
             repeated,
@@ -57,6 +60,7 @@ fn spell() -> impl Strategy<Value = Spell> {
             restarts,
             behind,
             under_load,
+            aes,
         })
 }
 
@@ -228,6 +232,16 @@ impl World {
         }
         end.drain(&mut out);
         self.transmit(to, out, w);
+        self.check_ciphers();
+    }
+
+    /// Two sessions that belong together by their indices have one cipher, whatever either end has come to want.
+    fn check_ciphers(&self) {
+        let [a, b] = &self.ends;
+        let Some(ours) = a.peer.current() else { return };
+        if let Some(theirs) = b.node.table.get(ours.remote_index).filter(|s| s.remote_index == ours.local_index) {
+            assert_eq!(ours.cipher(), theirs.cipher());
+        }
     }
 
     /// Lets an end serve its timers and talk.
@@ -292,6 +306,9 @@ impl World {
     }
 
     fn spell(&mut self, w: &Spell) {
+        for (end, aes) in self.ends.iter().zip(w.aes) {
+            end.peer.set_aes(aes);
+        }
         self.stepped_back = secs(w.behind);
         self.run(self.now + secs(w.seconds), w, |_| false);
         // A node that restarts with a clock behind cannot be told from a replay, by protocol.
@@ -312,6 +329,7 @@ impl World {
             restarts: None,
             behind: 0,
             under_load: false,
+            aes: [false; 2],
         };
         let since = self.now;
         let flows = |w: &Self| (0..2).all(|i| talks[i] == 0 || w.ends[1 - i].last_data > since + ms(100));
