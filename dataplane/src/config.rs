@@ -136,9 +136,9 @@ impl FromStr for Xdp {
 pub struct Config {
     /// I/O back end.
     pub io: IoChoice,
-    /// Cipher back end; `None`: [`Backend::detect`].
+    /// Back end of ChaCha20-Poly1305; `None`: [`Backend::detect`].
     pub aead: Option<Backend>,
-    /// Peers are willing to have AES-256-GCM, unless [`PeerUpdate::aes`] says otherwise.
+    /// Peers are taken for willing to have AES-256-GCM, unless [`PeerUpdate::aes`] says otherwise.
     pub aes: bool,
     /// Pin each shard to a core; `None`: decided by the engine.
     pub pin: Option<bool>,

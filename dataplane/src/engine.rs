@@ -67,7 +67,7 @@ pub struct Capabilities {
     pub io: &'static str,
     /// Why it is not the other one, if that was wanted.
     pub io_note: Option<String>,
-    /// Cipher back end.
+    /// Back end of ChaCha20-Poly1305.
     pub aead: &'static str,
     /// Peers are taken for willing to have AES-256-GCM ([`Config::aes`]).
     pub aes: bool,
@@ -309,8 +309,8 @@ impl Engine {
         lock(&self.0.core).handshake(peer, clock::now(), clock::wall())
     }
 
-    /// Peers that packets wait for and that have no path, each once until it got one ([`PeerUpdate::on_demand`]
-    /// (crate::PeerUpdate::on_demand)).
+    /// Peers that packets wait for and that have no path, each once until it got one
+    /// ([`PeerUpdate::on_demand`](crate::PeerUpdate::on_demand)).
     #[must_use]
     pub fn wanted(&self) -> Receiver<PublicKey> {
         self.0.wanted.clone()

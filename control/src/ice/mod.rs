@@ -1,7 +1,7 @@
 //! Finding a path: ICE (RFC 8445) over the data plane's own UDP port, with STUN and TURN servers shared by all peers.
 //!
-//! [`stun`], [`turn`], [`binding`] and [`core`] are pure: bytes and time come as arguments. [`finder`] runs an agent of the
-//! `webrtc-ice` crate for each negotiation. [`node`] gives them a port, a clock and handles.
+//! `stun`, `turn`, `binding` and `core` are pure: bytes and time come as arguments. `finder` runs an agent of the
+//! `webrtc-ice` crate for each negotiation. `node` gives them a port, a clock and handles.
 
 mod agent;
 mod binding;

@@ -1,6 +1,6 @@
 //! A running node: joins XMPP, ICE, links and the data plane.
 //!
-//! One loop ([`Node::run`](run::Node)) on one thread takes [`event::Event`]s, whatever they come from, and carries them to
+//! One loop (`run`) on one thread takes events (`event`), whatever they come from, and carries them to
 //! the links. Packets are not its business: they go on when it waits, and when XMPP is down.
 
 mod event;

@@ -1,7 +1,7 @@
 //! Who is there: one XMPP connection, the members of groups, their descriptors, and Jingle.
 //!
-//! [`start`] keeps one connection up for ever ([`supervisor`], [`wire`]); what is said over it is a state machine without
-//! I/O ([`session`]). This is also the border of trust: what a stranger sends ends here, unanswered. Everything in an
+//! [`start`] keeps one connection up for ever (`supervisor`, `wire`); what is said over it is a state machine without
+//! I/O (`session`). This is also the border of trust: what a stranger sends ends here, unanswered. Everything in an
 //! [`Event`] comes from a member of one of our groups, from a friend or from our own account, as the server vouches for
 //! it; but that a stranger asks to be a friend is told.
 

@@ -26,7 +26,7 @@ use zeroize::{Zeroize, Zeroizing};
 /// Length in bytes of the tag behind every ciphertext.
 pub const TAG_LEN: usize = 16;
 
-/// An implementation of the cipher. All produce the same bytes.
+/// An implementation of ChaCha20-Poly1305. All produce the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// Our own, sixteen lanes: AVX-512 with IFMA and VBMI2.

@@ -2,7 +2,7 @@
 //!
 //! ```xml
 //! <node xmlns='urn:ipop-fast:node:1' name='vm1' version='0.1.0'>
-//!   <capability>relay</capability>
+//!   <capability>aes256gcm</capability>
 //!   <network name='group:my_pragma_group_1' key='64 hexadecimal digits' since='1750000000000'>
 //!     <address>172.16.10.2/32</address>
 //!     <route>10.1.0.0/16</route>
