@@ -22,7 +22,7 @@ pub const COOKIE_REPLY_LEN: usize = 64;
 /// Length in bytes of the header before a transport payload: type, receiver index, counter
 /// (WireGuard paper, section 5.4.6).
 pub const DATA_HEADER_LEN: usize = 16;
-/// Length in bytes of the Poly1305 tag behind a transport payload.
+/// Length in bytes of the tag behind a transport payload, whichever the cipher.
 pub const TAG_LEN: usize = 16;
 /// Smallest transport message in bytes: header and tag around nothing, a keepalive.
 pub const KEEPALIVE_LEN: usize = DATA_HEADER_LEN + TAG_LEN;

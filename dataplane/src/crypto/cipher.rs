@@ -123,8 +123,8 @@ impl Speeds {
 impl fmt::Display for Speeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (chacha, aes) = (self.chacha20poly1305 / 1e9, self.aes256gcm / 1e9);
-        write!(f, "ChaCha20-Poly1305 {chacha:.1} GB/s, AES-256-GCM {aes:.1} GB/s")?;
-        f.write_str(if self.has_aes { "" } else { " (no AES instructions)" })
+        let without = if self.has_aes { "" } else { " without instructions for it" };
+        write!(f, "ChaCha20-Poly1305 {chacha:.1} GB/s, AES-256-GCM{without} {aes:.1} GB/s")
     }
 }
 
