@@ -226,6 +226,7 @@ fn too_many(frame: Frame, Addresses { v6, at }: Addresses) -> bool {
 
 /// Whether the packet goes on to another machine: then it is not ours, whatever its port. A function of its own: so it
 /// has a stack of its own, too.
+#[unsafe(no_mangle)]
 #[inline(never)]
 fn forwarded(ctx: *mut xdp_md, v6: bool, at: usize) -> bool {
     const SUCCESS: i64 = 0;

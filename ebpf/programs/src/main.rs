@@ -200,7 +200,9 @@ fn second_block(m: &[u32; COVERED_AND_MAC]) -> &[u32; BLOCK_WORDS] {
     unsafe { &*m.as_ptr().add(BLOCK_WORDS).cast() }
 }
 
-/// A function of its own: with a stack of its own, and the verifier's work once.
+/// A function of its own: with a stack of its own, and the verifier's work once. Such functions keep their names, or there
+/// would be a hash of the directory in the object.
+#[unsafe(no_mangle)]
 #[inline(never)]
 fn block(state: &mut [u32; 8], m: &[u32; BLOCK_WORDS], so_far: u32, last: bool) {
     // SAFETY: a plain read. Volatile, so that the state is read again below and takes no room on the stack meanwhile.

@@ -105,6 +105,7 @@ fn may_be_ours_in_part(datagram: &Found, head: Head, gso: u32, len: u32) -> bool
 }
 
 /// Whether the handshake message at `at` was made by somebody who knows our public key, as far as that can be told.
+#[unsafe(no_mangle)]
 #[inline(never)]
 fn knows_us(skb: *mut c_void, at: u32, initiation: bool) -> bool {
     let Some(scratch) = scratch() else { return true };
