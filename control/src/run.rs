@@ -28,7 +28,8 @@ pub struct Interface {
 #[must_use]
 pub fn socket_path(interface: &Interface) -> PathBuf {
     let bound = interface.listener.local_addr().ok().and_then(|a| a.as_pathname().map(Path::to_owned));
-    bound.unwrap_or_else(|| socket::path(Path::new(socket::DIRECTORY), interface.tun.name()))
+    let name = interface.tun.name();
+    bound.map_or_else(|| socket::path(Path::new(socket::DIRECTORY), name), |b| socket::named(&b, name))
 }
 
 /// Carries packets until SIGTERM or SIGINT, until the interface or the socket file is deleted, or until the

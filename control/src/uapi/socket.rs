@@ -60,11 +60,37 @@ fn is_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
 }
 
+/// Binds a socket that listens from the moment it has its name: `wg` deletes one that refuses it, as a socket does between
+/// `bind` and `listen`. So it is bound under another name, and given its own by a link, which fails where there is a file.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let unnamed = unnamed(path);
+    let _ = fs::remove_file(&unnamed);
     let before = rustix::process::umask(Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
+    let listener = UnixListener::bind(&unnamed);
     rustix::process::umask(before);
-    listener
+    let named = listener.and_then(|l| match fs::hard_link(&unnamed, path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(io::ErrorKind::AddrInUse.into()),
+        done => done.map(|()| l),
+    });
+    let _ = fs::remove_file(&unnamed);
+    named
+}
+
+/// The name of a socket before it listens. `wg` takes what ends in `.sock` for an interface's.
+fn unnamed(path: &Path) -> PathBuf {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}", std::process::id()))
+}
+
+/// Where the socket of `interface` is that was bound at `bound`: there, unless it was by [`listen`].
+#[must_use]
+pub fn named(bound: &Path, interface: &str) -> PathBuf {
+    let ours =
+        |name: &str| name.strip_prefix('.').is_some_and(|n| n.rsplit_once('.').is_some_and(|(n, _)| n == interface));
+    match bound.file_name() {
+        Some(name) if ours(&name.to_string_lossy()) => bound.with_file_name(format!("{interface}.sock")),
+        _ => bound.to_owned(),
+    }
 }
 
 /// Our socket file. Removes it when dropped, unless another one has taken its place.
@@ -140,6 +166,43 @@ async fn next_event(watch: &pipe::Receiver) {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn nobody_ever_finds_a_socket_that_refuses() {
+        use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = path(dir.path(), "wg0");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let looks = scope.spawn(|| {
+                let mut met = 0;
+                while !done.load(Relaxed) {
+                    match UnixStream::connect(&file) {
+                        Ok(_) => met += 1,
+                        Err(e) => assert_eq!(e.kind(), io::ErrorKind::NotFound),
+                    }
+                }
+                met
+            });
+            for _ in 0..2000 {
+                let listener = listen(dir.path(), "wg0").expect("it listens");
+                let bound = listener.local_addr().expect("an address");
+                assert_eq!(named(bound.as_pathname().expect("a path"), "wg0"), file);
+                fs::remove_file(&file).expect("it has its name");
+            }
+            done.store(true, Relaxed);
+            assert!(looks.join().expect("no refusal") > 0);
+        });
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0, "other names are left");
+    }
+
+    #[test]
+    fn a_socket_bound_elsewhere_keeps_its_name() {
+        for (bound, there) in [("/a/b.sock", "/a/b.sock"), ("/a/.wg0.12", "/a/wg0.sock"), ("/a/.wg1.12", "/a/.wg1.12")]
+        {
+            assert_eq!(named(Path::new(bound), "wg0"), Path::new(there));
+        }
+    }
 
     #[test]
     fn a_stale_socket_is_replaced_and_a_live_one_refused() {
