@@ -2,7 +2,7 @@
 //! initiations of each source. Only UDP to our port on this machine; all else passes untouched, as does what cannot be
 //! judged: fragments, headers that are not there in full, unknown extension headers.
 
-use crate::{Datagram, SETTINGS, count, head, judge, mac1_fits, scratch, spend};
+use crate::{Datagram, INITIATION_READ, RESPONSE_READ, SETTINGS, count, head, judge, mac1_fits, scratch, spend};
 use aya_ebpf::bindings::{
     bpf_fib_lookup as Fib,
     xdp_action::{XDP_DROP, XDP_PASS},
@@ -167,9 +167,9 @@ fn knows_us(frame: Frame, at: usize, initiation: bool) -> bool {
     // SAFETY: there is room for 33 words.
     let loaded = unsafe {
         if initiation {
-            frame.at::<132>(at).map(|b| to.cast::<[u8; 132]>().write(b)).is_some()
+            frame.at::<INITIATION_READ>(at).map(|b| to.cast::<[u8; INITIATION_READ]>().write(b)).is_some()
         } else {
-            frame.at::<76>(at).map(|b| to.cast::<[u8; 76]>().write(b)).is_some()
+            frame.at::<RESPONSE_READ>(at).map(|b| to.cast::<[u8; RESPONSE_READ]>().write(b)).is_some()
         }
     };
     !loaded || mac1_fits(scratch, initiation)

@@ -11,8 +11,8 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use core::mem::MaybeUninit;
 use ipop_ebpf::blake2s::{BLOCK_WORDS, compress};
 use ipop_ebpf::{
-    BUCKETS, ELSEWHERE_BURST, ELSEWHERE_INTERVAL_NS, Endpoint, Head, MAX_RELAYS, Reason, SLOTS as SLOT_COUNT, Settings,
-    Slot, Told, let_through, mark_of, slot_at, slot_of,
+    BUCKETS, ELSEWHERE_BURST, ELSEWHERE_INTERVAL_NS, Endpoint, Head, INITIATION_LEN, MAX_RELAYS, RESPONSE_LEN, Reason,
+    SLOTS as SLOT_COUNT, Settings, Slot, Told, let_through, mark_of, slot_at, slot_of,
 };
 
 /// `BPF_F_MMAPABLE`: user space writes it as memory.
@@ -143,6 +143,10 @@ const RESPONSE_COVERED: usize = 15;
 const MAC_WORDS: usize = 4;
 /// The longer of the two with its MAC1.
 const COVERED_AND_MAC: usize = INITIATION_COVERED + MAC_WORDS;
+/// Bytes of an initiation up to the end of its MAC1, and of a response: all but MAC2.
+const INITIATION_READ: usize = INITIATION_LEN - 4 * MAC_WORDS;
+const RESPONSE_READ: usize = RESPONSE_LEN - 4 * MAC_WORDS;
+const _: () = assert!(INITIATION_READ == 4 * COVERED_AND_MAC && RESPONSE_READ == 4 * (RESPONSE_COVERED + MAC_WORDS));
 
 /// Room for a handshake message up to its MAC1, and for what is found on the way. The stack has not enough; and what is in
 /// a map, the verifier does not follow from case to case.

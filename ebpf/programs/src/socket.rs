@@ -3,7 +3,7 @@
 //! Two programs, because dropping in `steer` would tell the sender (the kernel answers with ICMP port unreachable when
 //! no socket takes a datagram), and because only a socket filter sees how long the datagrams are of which a run is made.
 
-use crate::{Datagram, SETTINGS, count, head, judge, known, mac1_fits, scratch};
+use crate::{Datagram, INITIATION_READ, RESPONSE_READ, SETTINGS, count, head, judge, known, mac1_fits, scratch};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{bpf_hdr_start_off::BPF_HDR_START_NET, sk_action::SK_PASS};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
@@ -110,7 +110,8 @@ fn may_be_ours_in_part(datagram: &Found, head: Head, gso: u32, len: u32) -> bool
 fn knows_us(skb: *mut c_void, at: u32, initiation: bool) -> bool {
     let Some(scratch) = scratch() else { return true };
     let to = scratch.words.as_mut_ptr();
-    let loaded = if initiation { load(skb, at, to, 132) } else { load(skb, at, to, 76) };
+    let len = if initiation { INITIATION_READ } else { RESPONSE_READ };
+    let loaded = load(skb, at, to, len as u32);
     !loaded || mac1_fits(scratch, initiation)
 }
 
