@@ -18,6 +18,7 @@ use super::nodes::Node;
 use super::pep::is_of;
 use super::request::node_of;
 use super::{Purpose, RETRY, Session, Timer, caps, reply};
+use crate::identity::Descriptor;
 use crate::xmpp::xml::{Build, CLIENT, NODE, children, descriptor, element};
 
 /// Affiliations that make a member.
@@ -40,6 +41,8 @@ const GHOST: Duration = Duration::from_secs(3);
 #[derive(Default)]
 pub(super) struct Room {
     joined: bool,
+    /// The descriptor that the room has of us, or will have once we are inside.
+    told: Option<Descriptor>,
     /// How often we were kept or put out, in a row.
     tries: u32,
     /// How often somebody else had our nickname.
@@ -93,9 +96,12 @@ impl Session {
         self.out.push(join);
     }
 
+    /// Tells the rooms that have another descriptor of us. One that is just being entered is told when we are inside: if it
+    /// keeps us out, presence would be one more try to enter.
     pub(super) fn update_rooms(&mut self) {
-        let joined: Vec<BareJid> = self.rooms.iter().filter(|(_, r)| r.joined).map(|(j, _)| j.clone()).collect();
-        for room in joined {
+        let behind = |r: &Room| r.joined && r.told != self.descriptor;
+        let rooms: Vec<BareJid> = self.rooms.iter().filter(|(_, r)| behind(r)).map(|(j, _)| j.clone()).collect();
+        for room in rooms {
             let presence = self.room_presence_out(&room);
             self.out.push(presence);
         }
@@ -117,7 +123,10 @@ impl Session {
         format!("{room}/{}", self.nickname(room))
     }
 
-    fn room_presence_out(&self, room: &BareJid) -> Element {
+    fn room_presence_out(&mut self, room: &BareJid) -> Element {
+        if let Some(state) = self.rooms.get_mut(room) {
+            state.told.clone_from(&self.descriptor);
+        }
         let presence = element("presence", CLIENT).with("to", self.room_address(room)).child(caps::presence());
         self.descriptor.iter().map(|d| self.descriptor_out(d)).fold(presence, Element::child)
     }
@@ -168,6 +177,8 @@ impl Session {
                 self.ask_affiliations(room, now);
                 // Also if nobody else is inside and the lists are not for us: then we know that.
                 self.room_changed(room);
+                // It may have changed since we asked to be let in.
+                self.update_rooms();
             }
             return;
         }

@@ -428,6 +428,40 @@ fn a_room_that_goes_away_takes_no_members_along_and_one_that_puts_us_out_does() 
     }
 }
 
+#[test]
+fn what_we_say_of_ourselves_while_a_room_lets_us_in_is_said_inside() {
+    let told = |said: &[String]| -> Vec<String> {
+        let to_room = said.iter().filter(|s| s.starts_with("<presence") && s.contains(&format!("{ROOM}/ipop-me")));
+        to_room.filter_map(|s| Some(s.split_once("muc:")?.1.split(['\'', '"']).next()?.to_owned())).collect()
+    };
+    let inside = format!(
+        "<presence from='{ROOM}/ipop-me'><x xmlns='{}'><item affiliation='member'/><status code='110'/></x></presence>",
+        ns::MUC_USER
+    );
+    for (before, since, expected) in [
+        (None, Some("b"), &["b"][..]),
+        (Some("a"), Some("b"), &["b"]),
+        (Some("a"), None, &[]),
+        (Some("a"), Some("a"), &[]),
+    ] {
+        let descriptor = |n: &str| a_descriptor(&[format!("muc:{n}").as_str()]);
+        let mut t = Talk::new();
+        t.session.publish(before.map(descriptor), t.now);
+        t.features(&["muc_membersonly", "muc_nonanonymous"]);
+        assert_eq!(told(&t.said()), before.into_iter().collect::<Vec<_>>(), "at the door");
+        if since.is_some() {
+            t.session.publish(since.map(descriptor), t.now);
+            assert_eq!(told(&t.said()), [""; 0], "not let in yet");
+        }
+        t.hear(&inside);
+        assert_eq!(told(&t.said()), expected, "{before:?}, then {since:?}");
+        // And once only.
+        t.hear(&inside);
+        t.session.publish(since.or(before).map(descriptor), t.now);
+        assert_eq!(told(&t.said()), [""; 0]);
+    }
+}
+
 const PUT_OUT_CODES: [&str; 3] = ["301", "321", "322"];
 
 #[test]
