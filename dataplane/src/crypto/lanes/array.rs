@@ -39,9 +39,6 @@ macro_rules! twin {
             fn words(self, from: &[u32; LANES_MAX]) -> Self::Words {
                 *from
             }
-            fn store_words(self, v: Self::Words, to: &mut [u32; LANES_MAX]) {
-                *to = v;
-            }
             fn add_words(self, a: Self::Words, b: Self::Words) -> Self::Words {
                 each(Self::LANES, |i| a[i].wrapping_add(b[i]))
             }
@@ -73,6 +70,10 @@ macro_rules! twin {
             }
             fn quads(self, from: &[u64; HALF_MAX]) -> Self::Quads {
                 *from
+            }
+            fn pairs(self, lower: Self::Words, upper: Self::Words) -> [Self::Quads; 2] {
+                let pair = |i: usize| u64::from(lower[i]) | u64::from(upper[i]) << 32;
+                [0, 1].map(|v: usize| each(Self::HALF, |i| pair(v * Self::HALF + i)))
             }
             fn splat(self, x: u64) -> Self::Quads {
                 [x; HALF_MAX]

@@ -122,12 +122,6 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn store_words(self, v: __m256i, to: &mut [u32; LANES_MAX]) {
-        // SAFETY: 32 of 64 bytes, any alignment.
-        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), v) }
-    }
-
-    #[inline(always)]
     fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
         pure!(_mm256_add_epi32(a, b))
     }
@@ -204,6 +198,15 @@ impl Isa for Avx2 {
     fn quads(self, from: &[u64; HALF_MAX]) -> __m256i {
         // SAFETY: 32 of 64 bytes, any alignment.
         unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn pairs(self, lower: __m256i, upper: __m256i) -> [__m256i; 2] {
+        pure!({
+            // Lanes 0, 1, 4, 5 and lanes 2, 3, 6, 7.
+            let (a, b) = (_mm256_unpacklo_epi32(lower, upper), _mm256_unpackhi_epi32(lower, upper));
+            [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)]
+        })
     }
 
     #[inline(always)]

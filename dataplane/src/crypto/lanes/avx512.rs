@@ -102,12 +102,6 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn store_words(self, v: __m512i, to: &mut [u32; LANES_MAX]) {
-        // SAFETY: 64 bytes, any alignment.
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), v) }
-    }
-
-    #[inline(always)]
     fn add_words(self, a: __m512i, b: __m512i) -> __m512i {
         pure!(_mm512_add_epi32(a, b))
     }
@@ -179,6 +173,16 @@ impl Isa for Avx512 {
     fn quads(self, from: &[u64; HALF_MAX]) -> __m512i {
         // SAFETY: 64 bytes, any alignment.
         unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn pairs(self, lower: __m512i, upper: __m512i) -> [__m512i; 2] {
+        pure!({
+            // Of the second vector, with the bit 16.
+            let first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let second = _mm512_or_si512(first, _mm512_set1_epi32(8));
+            [_mm512_permutex2var_epi32(lower, first, upper), _mm512_permutex2var_epi32(lower, second, upper)]
+        })
     }
 
     #[inline(always)]

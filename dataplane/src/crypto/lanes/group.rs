@@ -1,14 +1,13 @@
 //! A batch of packets, group by group.
 //!
 //! A group has at most as many packets as there are lanes, all of about the same length, and its texts fit the
-//! first-level cache. One block function makes its one-time keys, a packet a lane. Then each packet has one lane
-//! or, in a small group, a power of two of neighbouring ones, and pass after pass of the block function goes along
-//! the texts. Tags are computed, again a packet a lane, beside the next pass when sealing and beside the same
-//! when opening.
+//! first-level cache. Each packet has one lane or, in a small group, a power of two of neighbouring ones, and pass
+//! after pass of the block function goes along the key streams, whose first blocks have the one-time keys. Tags are
+//! computed, a packet a lane, beside the next pass when sealing and beside the same when opening.
 
 use super::chacha::{Inputs, State};
 use super::isa::{HALF_MAX, Isa, LANES_MAX};
-use super::poly::{BESIDE, Keys, Tags};
+use super::poly::{BESIDE, Halves, Tags};
 use super::scalar;
 use arrayvec::ArrayVec;
 use subtle::ConstantTimeEq;
@@ -78,28 +77,32 @@ fn walk<I: Isa, const SEAL: bool>(isa: I, batch: &mut Batch<'_>) {
 /// Does a group with `V` vectors of tags.
 #[inline(always)]
 fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'_>], one_time: &mut OneTime) {
-    let mut state = Lanes::new::<I>(group.len()).state(isa, group, 0);
+    let lanes = Lanes::new::<I>(group.len());
+    let mut state = lanes.state(isa, group);
     let mut first = None;
     if V == 2 && I::STITCH && !group[0].text.is_empty() {
         // The first pass of the texts has the same lanes, a block further.
         let keys = state;
         state.advance(isa, 1);
         let [zeroth, block] = keys.two_blocks(isa, &state);
-        one_time.set(isa, zeroth);
+        one_time.set::<I, V>(isa, zeroth, &lanes);
         first = Some(block);
     } else {
-        one_time.set(isa, state.block(isa));
+        let block = state.block(isa);
+        one_time.set::<I, V>(isa, block, &lanes);
         if V == 2 {
             state.advance(isa, 1);
+        } else {
+            first = Some(block);
         }
     }
-    let (mut lengths, mut sums) = ([[[0; HALF_MAX]; 2]; 2], [[[0; HALF_MAX]; 3]; 2]);
+    let (mut lengths, mut sums) = ([Halves::ZERO; 2], [[[0; HALF_MAX]; 3]; 2]);
     let (mut least, mut most) = (usize::MAX, 0);
     for (i, p) in group.iter().enumerate() {
         let (v, lane) = (i / I::HALF, i % I::HALF);
         let len = p.text.len();
         (least, most) = (least.min(len), most.max(len));
-        (lengths[v][0][lane], lengths[v][1][lane]) = (p.aad.len() as u64, len as u64);
+        (lengths[v].lo[lane], lengths[v].hi[lane]) = (p.aad.len() as u64, len as u64);
         if !p.aad.is_empty() {
             let before = scalar::absorb([one_time.r[v].lo[lane], one_time.r[v].hi[lane]], p.aad);
             for k in 0..3 {
@@ -110,18 +113,14 @@ fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'
     let mut tags = Tags::new(isa, &one_time.r, &sums);
     let mut tagged = 0;
     let mut finished = None;
-    let lanes = Lanes::new::<I>(group.len()).shared::<I>();
-    if V == 1 {
-        state = lanes.state(isa, group, 1);
-    }
-    let pass = lanes.share() * 64;
-    // Bytes of each text for which there is key stream, and to which it is applied: a pass behind.
-    let (mut made, mut applied) = (0, 0);
+    let (pass, ahead) = (lanes.share() * 64, ahead::<V>());
+    // Bytes of each packet's key stream that are made, and that are applied: a pass behind.
+    let (mut made, mut applied) = (0usize, 0usize);
     let mut quarters = isa.quarters([isa.words(&[0; LANES_MAX]); 16]);
-    while made < most {
-        // What is as it was sent (sealing), or still (opening).
-        let ready = if SEAL { applied } else { made + pass };
-        let held = Held { quarters: &quarters, at: applied, whole: made <= least, lanes: &lanes, group };
+    while most > 0 && made < most + ahead {
+        // What of the texts is as it was sent (sealing), or still (opening).
+        let ready = if SEAL { applied.saturating_sub(ahead) } else { made + pass - ahead };
+        let held = Held { quarters: &quarters, at: applied, whole: made <= least + ahead, lanes: &lanes, group };
         let block = if I::STITCH && made > 0 && tagged + pass <= ready && ready <= least {
             let beside = Tags::gather::<V>(isa, held.group, tagged);
             let block = state.block_beside::<V>(isa, &mut tags, &beside, held);
@@ -138,7 +137,7 @@ fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'
                 tags.absorb::<V>(isa, group, tagged..ready);
                 tagged = ready;
             } else if !SEAL && finished.is_none() {
-                finished = Some(tags.finish::<V>(isa, group, tagged, &lengths));
+                finished = Some(tags.finish::<V>(isa, group, tagged, &lengths, &one_time.s));
             }
             match first.take() {
                 Some(block) => block,
@@ -150,56 +149,70 @@ fn whole<I: Isa, const SEAL: bool, const V: usize>(isa: I, group: &mut [Packet<'
         made += pass;
     }
     if applied < made {
-        Held { quarters: &quarters, at: applied, whole: made <= least, lanes: &lanes, group }.apply_all::<V>(isa);
+        Held { quarters: &quarters, at: applied, whole: made <= least + ahead, lanes: &lanes, group }
+            .apply_all::<V>(isa);
     }
-    let sums = match finished {
-        Some(sums) => sums,
-        None => tags.finish::<V>(isa, group, tagged, &lengths),
+    let tags = match finished {
+        Some(tags) => tags,
+        None => tags.finish::<V>(isa, group, tagged, &lengths, &one_time.s),
     };
     for (i, p) in group.iter_mut().enumerate() {
         let (v, lane) = (i / I::HALF, i % I::HALF);
-        let tag = scalar::finish([sums[v][0][lane], sums[v][1][lane], sums[v][2][lane]], one_time.s[i]).to_le_bytes();
+        let tag = tags[v].get(lane);
         if SEAL {
-            (*p.tag, *p.ok) = (tag, true);
+            (*p.tag, *p.ok) = (tag.to_le_bytes(), true);
         } else {
             // As one number: a comparison byte by byte is a barrier for each.
-            *p.ok = u128::from_le_bytes(tag).ct_eq(&u128::from_le_bytes(*p.tag)).into();
+            *p.ok = tag.ct_eq(&u128::from_le_bytes(*p.tag)).into();
         }
     }
+}
+
+/// Bytes of key stream before that for the text in the passes of [`whole`]: the first block, which has the one-time key.
+/// Where a packet has one lane, that block is a pass of its own before all others.
+#[inline(always)]
+const fn ahead<const V: usize>() -> usize {
+    if V == 2 { 0 } else { 64 }
 }
 
 /// The one-time keys for Poly1305 (RFC 8439, section 2.6).
 struct OneTime {
-    r: [Keys; 2],
-    s: [u128; LANES_MAX],
+    r: [Halves; 2],
+    s: [Halves; 2],
 }
 
 impl OneTime {
-    const ZERO: Self = Self { r: [Keys::ZERO; 2], s: [0; LANES_MAX] };
+    const ZERO: Self = Self { r: [Halves::ZERO; 2], s: [Halves::ZERO; 2] };
 
+    /// From the lanes that have the packets' first blocks.
     #[inline(always)]
-    fn set<I: Isa>(&mut self, isa: I, block: [I::Words; 16]) {
-        let mut words = [[0; LANES_MAX]; 8];
-        for i in 0..8 {
-            isa.store_words(block[i], &mut words[i]);
+    fn set<I: Isa, const V: usize>(&mut self, isa: I, block: [I::Words; 16], lanes: &Lanes) {
+        let clamp = [isa.splat(scalar::CLAMP[0]), isa.splat(scalar::CLAMP[1])];
+        let (r_lo, r_hi) = (isa.pairs(block[0], block[1]), isa.pairs(block[2], block[3]));
+        let (s_lo, s_hi) = (isa.pairs(block[4], block[5]), isa.pairs(block[6], block[7]));
+        for v in 0..2 {
+            self.r[v].store(isa, [isa.and(r_lo[v], clamp[0]), isa.and(r_hi[v], clamp[1])]);
+            self.s[v].store(isa, [s_lo[v], s_hi[v]]);
         }
-        for lane in 0..I::LANES {
-            let two = |i: usize| u64::from(words[i][lane]) | u64::from(words[i + 1][lane]) << 32;
-            let [lo, hi] = scalar::clamp([two(0), two(2)]);
-            let to = &mut self.r[lane / I::HALF];
-            (to.lo[lane % I::HALF], to.hi[lane % I::HALF]) = (lo, hi);
-            self.s[lane] = u128::from(two(4)) | u128::from(two(6)) << 64;
+        if V == 1 {
+            for i in 0..lanes.packet(lanes.count) {
+                let lane = i << lanes.share_bits;
+                for keys in [&mut self.r, &mut self.s] {
+                    let from = &keys[lane / I::HALF];
+                    let (lo, hi) = (from.lo[lane % I::HALF], from.hi[lane % I::HALF]);
+                    (keys[0].lo[i], keys[0].hi[i]) = (lo, hi);
+                }
+            }
         }
     }
 }
 
 impl Drop for OneTime {
     fn drop(&mut self) {
-        for r in &mut self.r {
-            r.lo.zeroize();
-            r.hi.zeroize();
+        for key in self.r.iter_mut().chain(&mut self.s) {
+            key.lo.zeroize();
+            key.hi.zeroize();
         }
-        self.s.zeroize();
     }
 }
 
@@ -212,17 +225,12 @@ struct Lanes {
 }
 
 impl Lanes {
-    /// One for each packet.
-    #[inline(always)]
-    fn new<I: Isa>(packets: usize) -> Self {
-        Self { count: packets.min(I::LANES), share_bits: 0 }
-    }
-
     /// As many as there are for each packet.
     #[inline(always)]
-    fn shared<I: Isa>(&self) -> Self {
-        let share_bits = (I::LANES / self.count).ilog2();
-        Self { count: self.count << share_bits, share_bits }
+    fn new<I: Isa>(packets: usize) -> Self {
+        let packets = packets.min(I::LANES);
+        let share_bits = (I::LANES / packets).ilog2();
+        Self { count: packets << share_bits, share_bits }
     }
 
     #[inline(always)]
@@ -242,15 +250,15 @@ impl Lanes {
         lane & (self.share() - 1)
     }
 
-    /// The state of each packet's blocks from that one on.
+    /// The state of each packet's first blocks.
     #[inline(always)]
-    fn state<I: Isa>(&self, isa: I, packets: &[Packet<'_>], block: u32) -> State<I> {
+    fn state<I: Isa>(&self, isa: I, packets: &[Packet<'_>]) -> State<I> {
         let mut inputs = Inputs { keys: &[], counters: [0; LANES_MAX], nonces: [[0; LANES_MAX]; 3] };
         let mut keys: ArrayVec<&[u32; 8], LANES_MAX> = ArrayVec::new();
         for lane in 0..self.count {
             let p = &packets[self.packet(lane)];
             keys.push(p.key);
-            inputs.counters[lane] = block + self.offset(lane) as u32;
+            inputs.counters[lane] = self.offset(lane) as u32;
             for i in 0..3 {
                 inputs.nonces[i][lane] = p.nonce[i];
             }
@@ -262,7 +270,7 @@ impl Lanes {
 /// Key stream of a pass that is still to be applied.
 pub(super) struct Held<'a, 'p, I: Isa> {
     quarters: &'a [[I::Words; 4]; 4],
-    /// Where in the texts the pass starts.
+    /// Where in the packets' key streams the pass starts.
     at: usize,
     /// All texts have all of it.
     whole: bool,
@@ -279,8 +287,9 @@ impl<I: Isa> Held<'_, '_, I> {
             let lane = column + 4 * m;
             // With two vectors of tags there is a lane for each packet.
             let (i, offset) = if V == 2 { (lane, 0) } else { (self.lanes.packet(lane), self.lanes.offset(lane)) };
-            if let Some(p) = self.group.get_mut(i) {
-                p.apply(isa, self.at + 64 * offset, self.whole, blocks[m]);
+            let at = (self.at + 64 * offset).checked_sub(ahead::<V>());
+            if let (Some(p), Some(at)) = (self.group.get_mut(i), at) {
+                p.apply(isa, at, self.whole, blocks[m]);
             }
         }
     }

@@ -25,7 +25,6 @@ pub(super) trait Isa: Copy {
     type Quads: Copy;
 
     fn words(self, from: &[u32; LANES_MAX]) -> Self::Words;
-    fn store_words(self, v: Self::Words, to: &mut [u32; LANES_MAX]);
     fn add_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
     fn xor_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
     fn rotate_words<const LEFT: i32>(self, v: Self::Words) -> Self::Words;
@@ -45,6 +44,8 @@ pub(super) trait Isa: Copy {
     fn xor_part(self, block: Self::Block, text: &mut [u8]);
 
     fn quads(self, from: &[u64; HALF_MAX]) -> Self::Quads;
+    /// 64-bit numbers of their lower and upper words, lane by lane: of the first half of the lanes, and of the second.
+    fn pairs(self, lower: Self::Words, upper: Self::Words) -> [Self::Quads; 2];
     fn splat(self, x: u64) -> Self::Quads;
     fn store_quads(self, v: Self::Quads, to: &mut [u64; HALF_MAX]);
     fn add(self, a: Self::Quads, b: Self::Quads) -> Self::Quads;

@@ -80,13 +80,20 @@ impl Lanes {
     /// How many of `n` packets, the longest of which has `len` bytes, make up a group: none if a library is faster
     /// at them one by one. Measured (BENCHMARKS.md, "Small batches").
     pub(super) const fn group_of(self, n: usize, len: usize) -> usize {
-        // Some of the lanes have nothing to do if the number is not a power of two: a good half more is better
-        // left for another group.
+        // Lanes have nothing to do if the number is not a power of two: what is a little more is better left for another
+        // group. The shorter the texts and the fewer their passes, the less that is.
         let power = 1 << n.ilog2();
-        let n = if n <= power + power / 2 { power } else { n };
+        let little = if len <= 128 {
+            power / 8
+        } else if len <= 256 || power < 8 {
+            power / 4
+        } else {
+            power / 2
+        };
+        let n = if n <= power + little { power } else { n };
         match self.width() {
-            16 if n >= 4 => n,
-            8 if n == 8 || (n >= 4 && len <= 512) => n,
+            16 if n >= 3 => n,
+            8 if n == 8 || (n >= 4 && len <= 512) || (n == 3 && len <= 128) => n,
             _ => 0,
         }
     }

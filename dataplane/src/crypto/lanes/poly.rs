@@ -8,14 +8,32 @@ use super::isa::{HALF_MAX, Ifma, Isa, Mul32};
 use super::scalar::{self, M44};
 use std::ops::Range;
 
-/// One-time keys of as many messages as a vector has 64-bit lanes: `r` (clamped), lower and upper half.
-pub(super) struct Keys {
+/// A number of 128 bits for each of as many messages as a vector has 64-bit lanes, in lower and upper halves: `r`
+/// (clamped) and `s` of the one-time keys, and tags.
+#[derive(Clone, Copy)]
+pub(super) struct Halves {
     pub(super) lo: [u64; HALF_MAX],
     pub(super) hi: [u64; HALF_MAX],
 }
 
-impl Keys {
+impl Halves {
     pub(super) const ZERO: Self = Self { lo: [0; HALF_MAX], hi: [0; HALF_MAX] };
+
+    #[inline(always)]
+    pub(super) fn load<I: Isa>(&self, isa: I) -> [I::Quads; 2] {
+        [isa.quads(&self.lo), isa.quads(&self.hi)]
+    }
+
+    #[inline(always)]
+    pub(super) fn store<I: Isa>(&mut self, isa: I, [lo, hi]: [I::Quads; 2]) {
+        isa.store_quads(lo, &mut self.lo);
+        isa.store_quads(hi, &mut self.hi);
+    }
+
+    #[inline(always)]
+    pub(super) fn get(&self, lane: usize) -> u128 {
+        u128::from(self.lo[lane]) | u128::from(self.hi[lane]) << 64
+    }
 }
 
 /// Accumulators in the limbs of [`scalar`], a message a lane.
@@ -25,9 +43,11 @@ pub(super) type Sums = [[u64; HALF_MAX]; 3];
 pub(super) trait Mac<I: Isa>: Copy {
     /// The accumulators of the lanes.
     type Sum: Copy;
-    fn new(isa: I, keys: &Keys) -> Self;
+    /// `r` is clamped.
+    fn new(isa: I, r: [I::Quads; 2]) -> Self;
     fn load(isa: I, sums: &Sums) -> Self::Sum;
-    fn store(isa: I, sum: Self::Sum) -> Sums;
+    /// `(sum mod 2^130 - 5) + s mod 2^128`.
+    fn tag(isa: I, sum: Self::Sum, s: [I::Quads; 2]) -> [I::Quads; 2];
     /// `(sum + block) * r`. Blocks are lower and upper half; each has the bit 2^128 on top.
     fn step(&self, isa: I, sum: Self::Sum, block: [I::Quads; 2]) -> Self::Sum;
     /// Two steps, with one chain of carries: `(sum + first) * r^2 + second * r`.
@@ -49,9 +69,9 @@ pub(super) const BESIDE: usize = 8;
 impl<I: Isa> Tags<I> {
     /// `sums` is what was before the texts.
     #[inline(always)]
-    pub(super) fn new(isa: I, keys: &[Keys; 2], sums: &[Sums; 2]) -> Self {
+    pub(super) fn new(isa: I, r: &[Halves; 2], sums: &[Sums; 2]) -> Self {
         Self {
-            macs: [I::Mac::new(isa, &keys[0]), I::Mac::new(isa, &keys[1])],
+            macs: [I::Mac::new(isa, r[0].load(isa)), I::Mac::new(isa, r[1].load(isa))],
             sums: [<I::Mac as Mac<I>>::load(isa, &sums[0]), <I::Mac as Mac<I>>::load(isa, &sums[1])],
         }
     }
@@ -91,15 +111,16 @@ impl<I: Isa> Tags<I> {
     }
 
     /// Takes in the texts from `at` on, zero-padded to whole blocks, and the block with their lengths
-    /// (RFC 8439, section 2.8).
+    /// (RFC 8439, section 2.8): the tags.
     #[inline(always)]
     pub(super) fn finish<const V: usize>(
         mut self,
         isa: I,
         group: &[Packet<'_>],
         mut at: usize,
-        lengths: &[[[u64; HALF_MAX]; 2]; 2],
-    ) -> [Sums; 2] {
+        lengths: &[Halves; 2],
+        s: &[Halves; 2],
+    ) -> [Halves; 2] {
         let (mut least, mut most) = (usize::MAX, 0);
         for p in group {
             (least, most) = (least.min(p.text.len()), most.max(p.text.len()));
@@ -125,13 +146,21 @@ impl<I: Isa> Tags<I> {
             }
             at += 64;
         }
-        let mut out = [[[0; HALF_MAX]; 3]; 2];
+        let mut tags = [Halves::ZERO; 2];
         for v in 0..V {
-            self.step(isa, v, [isa.quads(&lengths[v][0]), isa.quads(&lengths[v][1])]);
-            out[v] = <I::Mac as Mac<I>>::store(isa, self.sums[v]);
+            self.step(isa, v, lengths[v].load(isa));
         }
-        out
+        for v in 0..V {
+            tags[v].store(isa, <I::Mac as Mac<I>>::tag(isa, self.sums[v], s[v].load(isa)));
+        }
+        tags
     }
+}
+
+/// What is above 2^130 comes back times 5.
+#[inline(always)]
+fn times_5<I: Isa>(isa: I, x: I::Quads) -> I::Quads {
+    isa.add(x, isa.shl::<2>(x))
 }
 
 /// Limbs of 44, 44 and 42 bits, multiplied by 52-bit multiply-add.
@@ -196,7 +225,7 @@ impl<I: Ifma> Products44<I> {
         let d2 = isa.add(isa.add(l2, isa.shl::<8>(u1)), isa.shr::<44>(d1));
         // At the top 2^(88 + 52) = 2^10 * 2^130.
         let top = isa.add(isa.shl::<10>(u2), isa.shr::<42>(d2));
-        let d0 = isa.add(isa.and(l0, m44), isa.add(top, isa.shl::<2>(top)));
+        let d0 = isa.add(isa.and(l0, m44), times_5(isa, top));
         [isa.and(d0, m44), isa.add(isa.and(d1, m44), isa.shr::<44>(d0)), isa.and(d2, m42)]
     }
 }
@@ -223,8 +252,8 @@ impl<I: Ifma> Mac<I> for Mac44<I> {
     type Sum = [I::Quads; 3];
 
     #[inline(always)]
-    fn new(isa: I, keys: &Keys) -> Self {
-        let r = Factor44::new(isa, Self::limbs(isa, [isa.quads(&keys.lo), isa.quads(&keys.hi)]));
+    fn new(isa: I, r: [I::Quads; 2]) -> Self {
+        let r = Factor44::new(isa, Self::limbs(isa, r));
         let squared = r.times(isa, r.r, Products44::zero(isa)).carry(isa);
         Self { r, r2: Factor44::new(isa, squared) }
     }
@@ -235,12 +264,21 @@ impl<I: Ifma> Mac<I> for Mac44<I> {
     }
 
     #[inline(always)]
-    fn store(isa: I, sum: Self::Sum) -> Sums {
-        let mut out = [[0; HALF_MAX]; 3];
-        for i in 0..3 {
-            isa.store_quads(sum[i], &mut out[i]);
-        }
-        out
+    fn tag(isa: I, [h0, h1, h2]: Self::Sum, s: [I::Quads; 2]) -> [I::Quads; 2] {
+        let (m44, m42) = (isa.splat(M44), isa.splat(M44 >> 2));
+        // Below 2^130, or not much above.
+        let h2 = isa.add(h2, isa.shr::<44>(h1));
+        let (h0, h1, h2) = (isa.add(h0, times_5(isa, isa.shr::<42>(h2))), isa.and(h1, m44), isa.and(h2, m42));
+        // It is the sum modulo 2^130 - 5 if adding 5 does not reach 2^130; if it does, what is below 2^130 then is.
+        let carry = isa.shr::<44>(isa.add(h0, isa.splat(5)));
+        let carry = isa.shr::<44>(isa.add(h1, carry));
+        let over = isa.shr::<42>(isa.add(h2, carry));
+        let [s0, s1, s2] = Self::limbs(isa, s);
+        let t0 = isa.add(isa.add(h0, times_5(isa, over)), s0);
+        let t1 = isa.add(isa.add(h1, s1), isa.shr::<44>(t0));
+        let t2 = isa.add(isa.add(h2, s2), isa.shr::<44>(t1));
+        let (t0, t1) = (isa.and(t0, m44), isa.and(t1, m44));
+        [isa.or(t0, isa.shl::<44>(t1)), isa.or(isa.shr::<20>(t1), isa.shl::<24>(t2))]
     }
 
     #[inline(always)]
@@ -289,7 +327,7 @@ impl<I: Mul32> Factor26<I> {
     fn new(isa: I, r: [I::Quads; 5]) -> Self {
         let mut s = r;
         for x in &mut s {
-            *x = isa.add(*x, isa.shl::<2>(*x));
+            *x = times_5(isa, *x);
         }
         Self { r, s }
     }
@@ -340,7 +378,7 @@ impl<I: Mul32> Mac26<I> {
         (d0, d3) = (isa.and(d0, m), isa.and(d3, m));
         d2 = isa.add(d2, isa.shr::<26>(d1));
         let top = isa.shr::<26>(d4);
-        d0 = isa.add(d0, isa.add(top, isa.shl::<2>(top)));
+        d0 = isa.add(d0, times_5(isa, top));
         (d1, d4) = (isa.and(d1, m), isa.and(d4, m));
         d3 = isa.add(d3, isa.shr::<26>(d2));
         d1 = isa.add(d1, isa.shr::<26>(d0));
@@ -356,8 +394,8 @@ impl<I: Mul32> Mac<I> for Mac26<I> {
     type Sum = [I::Quads; 5];
 
     #[inline(always)]
-    fn new(isa: I, keys: &Keys) -> Self {
-        let r = Factor26::new(isa, Self::limbs(isa, [isa.quads(&keys.lo), isa.quads(&keys.hi)]));
+    fn new(isa: I, r: [I::Quads; 2]) -> Self {
+        let r = Factor26::new(isa, Self::limbs(isa, r));
         let squared = Self::carry(isa, r.times(isa, r.r, [isa.splat(0); 5]));
         Self { r, r2: Factor26::new(isa, squared) }
     }
@@ -380,23 +418,31 @@ impl<I: Mul32> Mac<I> for Mac26<I> {
     }
 
     #[inline(always)]
-    fn store(isa: I, sum: Self::Sum) -> Sums {
-        let mut limbs = [[0; HALF_MAX]; 5];
+    fn tag(isa: I, sum: Self::Sum, s: [I::Quads; 2]) -> [I::Quads; 2] {
+        let m = isa.splat(M26);
+        let mut h = sum;
+        // Below 2^130, or not much above.
+        for i in 1..4 {
+            h[i + 1] = isa.add(h[i + 1], isa.shr::<26>(h[i]));
+            h[i] = isa.and(h[i], m);
+        }
+        h[0] = isa.add(h[0], times_5(isa, isa.shr::<26>(h[4])));
+        h[4] = isa.and(h[4], m);
+        // It is the sum modulo 2^130 - 5 if adding 5 does not reach 2^130; if it does, what is below 2^130 then is.
+        let mut carry = isa.splat(5);
         for i in 0..5 {
-            isa.store_quads(sum[i], &mut limbs[i]);
+            carry = isa.shr::<26>(isa.add(h[i], carry));
         }
-        let mut out = [[0; HALF_MAX]; 3];
-        for i in 0..I::HALF {
-            let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|k: usize| u128::from(limbs[k][i]));
-            // Carries as they come: 44-bit limbs with room above.
-            let low = a + (b << 26) + (c << 52) + (d << 78);
-            let top = e + (low >> 104);
-            let all = low & ((1 << 104) - 1);
-            out[0][i] = all as u64 & M44;
-            out[1][i] = (all >> 44) as u64 & M44;
-            out[2][i] = (all >> 88) as u64 + ((top as u64) << 16);
+        h[0] = isa.add(h[0], times_5(isa, carry));
+        let s = Self::limbs(isa, s);
+        let mut carry = isa.splat(0);
+        for i in 0..5 {
+            let t = isa.add(isa.add(h[i], s[i]), carry);
+            (h[i], carry) = (isa.and(t, m), isa.shr::<26>(t));
         }
-        out
+        let low = isa.or(isa.or(h[0], isa.shl::<26>(h[1])), isa.shl::<52>(h[2]));
+        let high = isa.or(isa.or(isa.shr::<12>(h[2]), isa.shl::<14>(h[3])), isa.shl::<40>(h[4]));
+        [low, high]
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! Poly1305 one message at a time: what stands before the texts, and the last step of the tags.
+//! Poly1305 one message at a time: what stands before the texts.
 //!
 //! Accumulators are limbs of 44, 44 and 42 bits, each with some room above.
 
@@ -6,13 +6,7 @@
 pub(super) const M44: u64 = (1 << 44) - 1;
 const M42: u64 = (1 << 42) - 1;
 /// RFC 8439, section 2.5: bits of `r` that are always zero, lower and upper half.
-const CLAMP: [u64; 2] = [0x0fff_fffc_0fff_ffff, 0x0fff_fffc_0fff_fffc];
-
-/// The two halves of `r`, clamped.
-#[inline(always)]
-pub(super) const fn clamp([lo, hi]: [u64; 2]) -> [u64; 2] {
-    [lo & CLAMP[0], hi & CLAMP[1]]
-}
+pub(super) const CLAMP: [u64; 2] = [0x0fff_fffc_0fff_ffff, 0x0fff_fffc_0fff_fffc];
 
 /// Takes `data`, zero-padded to whole blocks of 16 bytes, into an accumulator that was zero.
 pub(super) fn absorb([lo, hi]: [u64; 2], data: &[u8]) -> [u64; 3] {
@@ -41,18 +35,4 @@ pub(super) const fn join(h: [u64; 3]) -> (u128, u64) {
     let h2 = h[2] + (h1 >> 44);
     let low = (h[0] & M44) as u128 | (((h1 & M44) as u128) << 44);
     (low | ((h2 as u128) << 88), h2 >> 40)
-}
-
-/// `(h mod 2^130 - 5) + s mod 2^128`: the tag.
-#[inline(always)]
-pub(super) const fn finish(h: [u64; 3], s: u128) -> u128 {
-    // What is above 2^130 comes back times 5; the result is below 2^130 + 2^27.
-    let (low, top) = join(h);
-    let (low, carry) = low.overflowing_add((top >> 2) as u128 * 5);
-    let top = (top & 3) + carry as u64;
-    // It is the sum modulo 2^130 - 5 or, if adding 5 reaches 2^130, that sum is.
-    let (plus_5, carry) = low.overflowing_add(5);
-    let over = (top + carry as u64) >> 2;
-    let mask = 0u128.wrapping_sub((over & 1) as u128);
-    ((plus_5 & mask) | (low & !mask)).wrapping_add(s)
 }
