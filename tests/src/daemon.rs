@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::ns::{Namespace, unique_interface};
-use crate::process::{Process, run, wait_for};
+use crate::process::{Process, output, run, wait_for};
 use crate::require::find_program;
 
 /// Time for a daemon to have its interface and socket.
@@ -124,6 +124,24 @@ impl Implementation {
         }
         line.push(interface.to_owned());
         Ok(line)
+    }
+
+    /// Whether it is there and can do here what it will be told.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn runs_here(&self) -> Result<()> {
+        let binary = self.binary()?;
+        if !matches!(self, Self::IpopFast { io: Io::Uring, .. }) || !is_ipop_fast(&binary) {
+            return Ok(());
+        }
+        // It takes a newer kernel than all the rest.
+        let report = output(Command::new(binary).args(["doctor", "--json"]))?;
+        let report: Value = serde_json::from_slice(&report.stdout).context("what doctor says")?;
+        let items = report["items"].as_array().context("doctor has no items")?;
+        let io_uring = items.iter().find(|i| i["name"] == "io_uring").context("doctor says nothing of io_uring")?;
+        ensure!(io_uring["state"] == "yes", "io_uring: {}", io_uring["detail"].as_str().unwrap_or_default());
+        Ok(())
     }
 
     /// Its version as it says it.

@@ -14,7 +14,7 @@ pub enum Need {
     Tun,
     /// A program on `PATH`.
     Program(&'static str),
-    /// A daemon, wherever its binary is looked for.
+    /// A daemon, wherever its binary is looked for, with the I/O back end that it is told to take.
     Daemon(Implementation),
     /// systemd-resolved, this machine's or one that was unpacked.
     Resolved,
@@ -30,7 +30,7 @@ impl Need {
             Self::Root => (!nix::unistd::geteuid().is_root()).then(|| "not root".into()),
             Self::Tun => (!Path::new("/dev/net/tun").exists()).then(|| "no /dev/net/tun".into()),
             Self::Program(p) => find_program(p).is_none().then(|| format!("no program {p} on PATH")),
-            Self::Daemon(i) => i.binary().err().map(|e| e.to_string()),
+            Self::Daemon(i) => i.runs_here().err().map(|e| e.to_string()),
             Self::Resolved => crate::resolved::binaries().err().map(|e| e.to_string()),
             Self::RealIpopFast => match Implementation::under_test().binary() {
                 Err(e) => Some(e.to_string()),

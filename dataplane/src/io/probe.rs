@@ -83,7 +83,7 @@ fn kernel(r: &mut Report) {
             r.advise("Linux 6.7 or newer brings the io_uring back end, 6.2 or newer UDP offload on TUN.");
         }
         _ => {
-            r.add("kernel", State::Limited, format!("Linux {release}: older than anything tested"));
+            r.add("kernel", State::Limited, format!("Linux {release}: its UDP_GRO has a fault"));
             r.advise("Use Linux 5.12 or newer: before it, UDP_GRO can corrupt what it puts together.");
         }
     }
@@ -107,13 +107,16 @@ fn tun(r: &mut Report) -> Option<super::tun::Tun> {
     match super::tun::Tun::create("ipopprobe%d", 2, true) {
         Ok(t) => {
             r.add("TUN", State::Yes, format!("{} queues attached", t.queues()));
-            let offloads = |on, name| (if on { State::Yes } else { State::Limited }, name);
-            let (s, d) = offloads(t.vnet, "IFF_VNET_HDR: checksum offload and super-packets");
-            r.add("TUN vnet header", s, d);
-            let (s, d) = offloads(t.tso, "TCP super-packets of up to 64 KiB, both ways");
-            r.add("TUN TSO", s, d);
-            let (s, d) = offloads(t.uso, "UDP super-packets, both ways");
-            r.add("TUN USO", s, d);
+            let mut offload = |name, on, what: &str| {
+                if on {
+                    r.add(name, State::Yes, what);
+                } else {
+                    r.add(name, State::Limited, format!("not here: {what}"));
+                }
+            };
+            offload("TUN vnet header", t.vnet, "IFF_VNET_HDR: checksum offload and super-packets");
+            offload("TUN TSO", t.tso, "TCP super-packets of up to 64 KiB, both ways");
+            offload("TUN USO", t.uso, "UDP super-packets, both ways");
             if !t.uso {
                 r.advise("UDP offload on TUN needs Linux 6.2 or newer: without it UDP costs more CPU, TCP does not.");
             }

@@ -265,7 +265,11 @@ impl Uring {
         };
         // NO_SQARRAY needs 6.6; without it the ring works the same.
         tun::set_nonblocking(tun, false)?;
-        let ring = build(true).or_else(|_| build(false)).map_err(said("io_uring_setup"))?;
+        let ring = build(true).or_else(|_| build(false)).map_err(|e| match e.raw_os_error() {
+            // SINGLE_ISSUER is of 6.0, DEFER_TASKRUN of 6.1.
+            Some(libc::EINVAL) => io::Error::new(io::ErrorKind::Unsupported, "it takes Linux 6.7"),
+            _ => said("io_uring_setup")(e),
+        })?;
         probe(&ring)?;
         let s = ring.submitter();
         s.register_files(&[tun.as_raw_fd(), udp.as_raw_fd(), bell.as_raw_fd()]).map_err(said("register files"))?;
